@@ -1,0 +1,55 @@
+# Everything a developer types. Needs Python 3.11 or newer and make; `make demo` and `make test` create the rest.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
+SOURCES  := umr_plugins integrations examples benchmarks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types check format crash clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv with the three distributions (editable) at the versions of constraints.txt
+
+demo: $(STAMP) ## Index the sample corpus, run its queries, write demo-output/report.html
+	$(BIN)/umr demo --out demo-output $(ARGS)
+
+test: $(STAMP) ## Run all tests (ARGS="-k name" to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, change nothing
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(STAMP) ## Check types of the core
+	$(BIN)/mypy
+
+check: lint types test ## lint, types and test
+
+format: $(STAMP) ## Rewrite files in the project's style
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+crash: $(STAMP) ## Kill `umr index` 60 times at random moments and check what is left, beside bare Chroma
+	$(BIN)/python benchmarks/crash/kill_index.py --kills 60 $(ARGS)
+
+clean: ## Remove everything that make created
+	rm -rf $(VENV) demo-output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: a broken download leaves none, and the next `make` goes on from there.
+$(STAMP): constraints.txt $(PROJECTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "umr-plugins needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Point make at a newer one: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python can't create environments: on Debian and Ubuntu install python3-venv."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --editable ".[demo,dev]" --editable integrations/llama-index-umr --editable integrations/langchain-umr
+	@touch $@
