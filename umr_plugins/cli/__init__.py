@@ -1,0 +1,1 @@
+"""The `umr` command: one file per verb, each a thin shell over one library call."""
