@@ -1,0 +1,1 @@
+"""How good retrieval is: measures as pure functions."""
