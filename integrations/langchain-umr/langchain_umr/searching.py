@@ -1,0 +1,252 @@
+"""Every way LangChain searches a vector store, on one `Index`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from umr_plugins.index.index import Index
+
+from langchain_umr.documents import to_document
+from langchain_umr.inputs import IMAGE_KEYS, document_picture, is_stored_picture, to_item
+from umr_plugins.errors import BatchError, InputError
+from umr_plugins.types import Hit, ImageSource, Item
+
+Filter = Mapping[str, Any] | None
+Scored = list[tuple[Document, float]]
+
+
+class StoreReader(VectorStore):
+    """The reading half of `UMRVectorStore`.
+
+    A query is a string, a mapping with `text` and `image`, content blocks, a message, a picture, or a
+    `Document` ("more like this"); retrievers pass it through untouched. `filter` is a metadata filter such as
+    `{"lang": "en"}` or `{"year": {"$gte": 2020}}`. Scores are cosine similarities, relevance scores
+    `(1 + cosine) / 2`.
+    """
+
+    index: Index
+    image_keys: tuple[str, ...] = IMAGE_KEYS
+    instruction: str | None = None
+
+    def similarity_search(
+        self,
+        query: Any,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        instruction: str | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """The `k` documents nearest to the query, best first.
+
+        Args:
+            query: what is searched for.
+            k: how many; 0 gives none.
+            filter: metadata filter; None and `{}` filter nothing.
+            instruction: task description for this query, instead of the embeddings' own.
+            kwargs: none; an unknown one is refused.
+        """
+        _refuse(kwargs, "filter, instruction")
+        return [self._document(hit) for hit in self._search(query, k, filter, instruction)]
+
+    def similarity_search_with_score(
+        self,
+        query: Any,
+        k: int = 4,
+        filter: Filter = None,
+        *,
+        instruction: str | None = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """As `similarity_search`, each with its cosine similarity, higher is better."""
+        _refuse(kwargs, "filter, instruction")
+        return [(self._document(hit), hit.score) for hit in self._search(query, k, filter, instruction)]
+
+    def similarity_search_by_vector(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """The `k` documents nearest to a vector of the same embeddings."""
+        found = self.similarity_search_by_vector_with_score(embedding, k, filter, **kwargs)
+        return [document for document, _ in found]
+
+    def similarity_search_by_vector_with_score(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """As `similarity_search_by_vector`, each with its cosine similarity."""
+        _refuse(kwargs, "filter")
+        return [(self._document(hit), hit.score) for hit in self._near(_vector(embedding), k, filter)]
+
+    def similarity_search_by_vector_with_relevance_scores(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """As `similarity_search_by_vector`, each with its relevance in [0, 1]."""
+        found = self.similarity_search_by_vector_with_score(embedding, k, filter, **kwargs)
+        return [(document, relevance(score)) for document, score in found]
+
+    def similarity_search_by_image(
+        self,
+        uri: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """The `k` documents nearest to a picture: a path, data URI, `PIL.Image` or encoded bytes."""
+        return self.similarity_search(Item(image=uri), k, filter, **kwargs)
+
+    def similarity_search_by_image_with_score(
+        self,
+        uri: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """As `similarity_search_by_image`, each with its cosine similarity."""
+        return self.similarity_search_with_score(Item(image=uri), k, filter, **kwargs)
+
+    def similarity_search_by_image_with_relevance_score(
+        self,
+        uri: ImageSource,
+        k: int = 4,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> Scored:
+        """As `similarity_search_by_image`, each with its relevance in [0, 1] (the name is `Chroma`'s)."""
+        found = self.similarity_search_by_image_with_score(uri, k, filter, **kwargs)
+        return [(document, relevance(score)) for document, score in found]
+
+    def max_marginal_relevance_search(
+        self,
+        query: Any,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        *,
+        instruction: str | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """`k` documents that are near the query and differ from each other, in the order they were chosen.
+
+        Args:
+            query: what is searched for.
+            k: how many; 0 gives none.
+            fetch_k: how many of the nearest to choose from.
+            lambda_mult: 1 for nearness only, 0 for variety only.
+            filter: metadata filter.
+            instruction: task description for this query.
+            kwargs: none; an unknown one is refused.
+        """
+        _refuse(kwargs, "fetch_k, lambda_mult, filter, instruction")
+        if check_k(k) == 0:
+            return []
+        vector = self._query_vector(self._query(query), instruction)
+        return self._diverse(vector, k, fetch_k, lambda_mult, filter)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`, for a vector of the same embeddings."""
+        _refuse(kwargs, "fetch_k, lambda_mult, filter")
+        return self._diverse(_vector(embedding), check_k(k), fetch_k, lambda_mult, filter)
+
+    async def asimilarity_search_by_image(
+        self, uri: ImageSource, k: int = 4, **kwargs: Any
+    ) -> list[Document]:
+        """`similarity_search_by_image` in a thread."""
+        return await run_in_executor(None, self.similarity_search_by_image, uri, k, **kwargs)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return relevance
+
+    def _search(self, query: Any, k: int, where: Filter, instruction: str | None) -> list[Hit]:
+        if check_k(k) == 0:
+            return []
+        item = self._query(query)
+        try:
+            return self.index.search(
+                item, k=k, where=where or None, instruction=instruction or self.instruction
+            )
+        except BatchError as error:
+            raise error.errors[0] from error
+
+    def _near(self, vector: Any, k: int, where: Filter) -> list[Hit]:
+        return self.index.search_vector(vector, k=k, where=where or None) if check_k(k) else []
+
+    def _diverse(
+        self, vector: Any, k: int, fetch_k: int, lambda_mult: float, where: Filter
+    ) -> list[Document]:
+        if not 0 <= lambda_mult <= 1:
+            raise InputError(f"lambda_mult must be between 0 and 1, got {lambda_mult!r}")
+        hits = self._near(vector, max(k, check_k(fetch_k, "fetch_k")), where) if k else []
+        if not hits:
+            return []
+        vectors = self.index.vectors([hit.id for hit in hits])
+        chosen = maximal_marginal_relevance(np.asarray(vector), list(vectors), lambda_mult, k)
+        return [self._document(hits[place]) for place in chosen]
+
+    def _query(self, query: Any) -> Item:
+        """A `Document` that this index returned is searched for as what was embedded, picture included."""
+        if isinstance(query, Document):
+            stored = self._stored(query)
+            if stored is not None:
+                item = stored.item
+                return item if stored.modality == "fused" else Item(image=item.image, images=item.images)
+        return to_item(query)
+
+    def _stored(self, document: Document) -> Hit | None:
+        """The row of a picture document that came from this index and does not name its picture itself."""
+        if not document.id or not is_stored_picture(document) or document_picture(document, self.image_keys):
+            return None
+        return next(iter(self.index.get([document.id])), None)
+
+    def _document(self, hit: Hit) -> Document:
+        return to_document(hit, self.image_keys)
+
+
+def relevance(cosine: float) -> float:
+    """Cosine similarity as LangChain wants relevance: 0 for opposite, 1 for equal."""
+    return min(1.0, max(0.0, (1.0 + cosine) / 2.0))
+
+
+def check_k(k: int, name: str = "k") -> int:
+    """`k`, if it is a whole number of at least 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise InputError(f"{name} must be a whole number of at least 0, got {k!r}")
+    return k
+
+
+def _vector(embedding: Sequence[float]) -> Any:
+    return np.asarray(embedding, dtype=np.float32)
+
+
+def _refuse(kwargs: Mapping[str, Any], allowed: str) -> None:
+    if kwargs:
+        raise InputError(f"unknown search arguments {sorted(kwargs)}; besides k there are {allowed}")
