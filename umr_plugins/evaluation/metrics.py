@@ -56,7 +56,7 @@ def random_hit_at(total: int, relevant: int, k: int) -> float:
         relevant: right ones among them.
         k: answers drawn.
 
-    >>> random_hit_at(200, 1, 5)
+    >>> round(random_hit_at(200, 1, 5), 4)
     0.025
     """
     drawn = min(k, total)
