@@ -14,7 +14,17 @@ import numpy as np
 
 from umr_plugins.errors import BatchError, ItemError
 from umr_plugins.media.images import content_key, load_image
-from umr_plugins.types import Encoded, FloatArray, Item, ItemLike, Modality, OnError, Role, as_item, check_on_error
+from umr_plugins.types import (
+    Encoded,
+    FloatArray,
+    Item,
+    ItemLike,
+    Modality,
+    OnError,
+    Role,
+    as_item,
+    check_on_error,
+)
 
 
 class FakeEncoder:

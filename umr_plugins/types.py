@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from umr_plugins.errors import InputError, ItemError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    FloatArray: TypeAlias = NDArray[np.float32]
+FloatArray: TypeAlias = NDArray[np.float32]
 
 Modality = Literal["text", "image", "fused"]
 Role = Literal["query", "document"]
@@ -95,7 +96,8 @@ def as_item(value: object, index: int | None = None) -> Item:
         raise ItemError(
             "unsupported",
             f"an item is a str (text), Item, mapping with {', '.join(_FIELDS)}, PIL.Image or Path; got "
-            f"{type(value).__name__}" + (". Wrap encoded pictures: Item(image=...)" if isinstance(value, bytes) else ""),
+            f"{type(value).__name__}"
+            + (". Wrap encoded pictures: Item(image=...)" if isinstance(value, bytes) else ""),
             index=index,
         )
     return _checked(item, index)
@@ -216,7 +218,7 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a document's vector could: weights, template, positions, pixel rule, …"""
+        """Changes whenever a document's vector could: weights, template, positions, pixel rule."""
         ...
 
     @property

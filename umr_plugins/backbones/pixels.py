@@ -1,0 +1,119 @@
+"""From an RGB picture to the patches a Qwen-VL vision tower takes.
+
+The patch grid is what GME's released wrapper arrives at in two steps; the pixels are resized once, straight
+to that grid. Patches stay uint8: normalisation is folded into the patch embedding (`FoldedPatchEmbed`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from umr_plugins.backbones.base import Grid
+from umr_plugins.backbones.registry import Resampler
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Bounds of the wrapper's first step (its picture fetcher), in merged patches.
+_FETCH_MIN, _FETCH_MAX = 4, 16384
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Target size of Qwen2-VL: both sides multiples of `factor`, area within the bounds, aspect nearly kept.
+
+    Rounds to the nearest multiple (at least one); above the bound scales by the root of the area ratio and
+    floors, below it scales and ceils.
+    """
+    rows = max(factor, round(height / factor) * factor)
+    columns = max(factor, round(width / factor) * factor)
+    if rows * columns > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / scale / factor) * factor)
+        columns = max(factor, math.floor(width / scale / factor) * factor)
+    elif rows * columns < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * scale / factor) * factor
+        columns = math.ceil(width * scale / factor) * factor
+    return rows, columns
+
+
+def target_size(height: int, width: int, factor: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:
+    """Pixels (height, width) a picture is resized to, as GME's released wrapper's two steps give it.
+
+    Step one is the wrapper's fetcher (4 to 16,384 tokens), step two the image processor with the model's
+    own bounds. A token covers `factor` x `factor` pixels.
+    """
+    area = factor * factor
+    fetched = smart_resize(height, width, factor, _FETCH_MIN * area, _FETCH_MAX * area)
+    return smart_resize(*fetched, factor, min_tokens * area, max_tokens * area)
+
+
+def resize(image: Image.Image, size: tuple[int, int], resampler: Resampler) -> NDArray[np.uint8]:
+    """Bicubic with antialias to `size` (height, width); uint8 `[height, width, 3]`.
+
+    `torch` is its native uint8 kernel, the arithmetic of Hugging Face's default image processor; `pillow` is
+    within 2 levels of it.
+    """
+    height, width = size
+    if image.size == (width, height):
+        return np.asarray(image, dtype=np.uint8)
+    if resampler == "pillow":
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None]
+    out = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+    return out[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def to_patches(pixels: NDArray[np.uint8], patch: int, merge: int) -> tuple[NDArray[np.uint8], Grid]:
+    """Cut `[height, width, 3]` to `[patches, patch * patch * 3]`, columns ordered (y, x, channel).
+
+    Rows run in merge-block order: the `merge` x `merge` patches that become one token are neighbours.
+    """
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    blocks = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch * 3)
+    patches = blocks.transpose(0, 3, 1, 4, 2, 5).reshape(rows * columns, patch * patch * 3)
+    return np.ascontiguousarray(patches), (rows, columns)
+
+
+class FoldedPatchEmbed(nn.Module):
+    """A vision tower's patch embedding that takes uint8 patches.
+
+    For a still picture the two temporal slices are the same, and rescaling and normalisation are linear, so
+    all of it folds into one matrix: with Conv3d weight W `[E, 3, 2, p, p]` and pixel u,
+    y = sum_t W / (255 std) (u - 128) + b. Centring by 128 keeps rounding small in bfloat16, where every
+    u - 128 is exact. The original convolution stays registered, so checkpoints keep their names.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        convolution = original.proj
+        assert isinstance(convolution, nn.Conv3d)
+        self.proj = convolution
+        with torch.no_grad():
+            kernel = convolution.weight.double()
+            mean = torch.tensor(CLIP_MEAN, dtype=torch.float64, device=kernel.device)[None, :, None, None]
+            std = torch.tensor(CLIP_STD, dtype=torch.float64, device=kernel.device)[None, :, None, None]
+            kernel = kernel.sum(2)  # [E, 3, p, p]
+            bias = -(kernel * mean / std).sum((1, 2, 3))
+            if convolution.bias is not None:
+                bias = bias + convolution.bias.double()
+            kernel = kernel / (255 * std)
+            bias = bias + 128 * kernel.sum((1, 2, 3))
+            weight = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)  # columns (y, x, channel)
+        dtype = convolution.weight.dtype
+        self.register_buffer("weight", weight.to(dtype).contiguous(), persistent=False)
+        self.register_buffer("bias", bias.to(dtype), persistent=False)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """uint8 `[patches, 3 * p * p]` to `[patches, E]`."""
+        return F.linear(patches.to(self.weight.dtype) - 128, self.weight, self.bias)

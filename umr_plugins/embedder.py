@@ -1,0 +1,445 @@
+"""`Embedder`: text, pictures and picture-with-text to vectors of one space."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+
+from umr_plugins.backbones.registry import FAMILIES, Checkpoint, ModelSpec, PagesMode, Positions, resolve
+from umr_plugins.encoding.engine import Engine, join, with_progress
+from umr_plugins.errors import BatchError, InputError
+from umr_plugins.types import (
+    Encoded,
+    FloatArray,
+    ImageSource,
+    Item,
+    ItemLike,
+    Modality,
+    OnError,
+    Role,
+    as_item,
+    check_on_error,
+)
+
+if TYPE_CHECKING:
+    from umr_plugins.backbones.base import Backbone
+
+DEFAULT_MODEL = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
+
+
+class Embedder:
+    """An embedding model, loaded once, usable from any number of threads.
+
+    Args:
+        model: bundled alias (`"umr-tiny"`), folder, or Hugging Face id; the default is GME-2B.
+        device: torch device; the GPU when there is one.
+        dtype: `"float32"`, `"bfloat16"` or a torch dtype; bfloat16 where the machine computes in it.
+        dim: length of the vectors. Shorter than the model's own cuts and renormalises, which GME was not
+            trained for.
+        min_image_tokens: fewest visual tokens of a picture (small ones are enlarged).
+        max_image_tokens: most visual tokens of a picture (large ones are shrunk).
+        max_length: tokens per item; longer text is cut at its end, with a warning.
+        positions: `"sequential"` as GME's released code does, or `"mrope"`.
+        max_batch_tokens: budget of one forward pass; lower it when memory is short.
+        revision: branch, tag or commit of a hub id.
+        adapter: not supported yet.
+
+    Raises:
+        ModelNotFoundError: no such model; says what was tried.
+        CheckpointError: the checkpoint is incomplete or of an unknown family.
+        InputError: an option has a value that is not allowed.
+
+    Example:
+        >>> from umr_plugins import Embedder
+        >>> embedder = Embedder("umr-tiny")  # a demonstration model; leave it out for GME-2B
+        >>> vectors = embedder.encode_documents(["a red apple", {"text": "an apple", "image": None}])
+        >>> vectors.shape == (2, embedder.dim)
+        True
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        dim: int | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        max_length: int | None = None,
+        positions: Positions | None = None,
+        max_batch_tokens: int | None = None,
+        revision: str | None = None,
+        adapter: str | Path | None = None,
+    ) -> None:
+        if adapter is not None:
+            raise InputError(
+                "adapter is not supported yet: merge it into the checkpoint and pass that folder"
+            )
+        checkpoint = resolve(model, revision)
+        options = {
+            "min_image_tokens": min_image_tokens,
+            "max_image_tokens": max_image_tokens,
+            "max_length": max_length,
+            "positions": positions,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        spec = dataclasses.replace(checkpoint.spec, **given)  # type: ignore[arg-type]  # checked just below
+        _check_spec(spec)
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, spec, self.device)
+        backbone = _load(dataclasses.replace(checkpoint, spec=spec), self.device, self.dtype)
+        self.spec = spec
+        """What the model is and how its inputs are written."""
+        self._checkpoint = checkpoint
+        self._dim = _check_dim(dim, backbone.hidden_size)
+        self._modalities = backbone.modalities
+        budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
+        self._engine = Engine(backbone, self._dim, _positive("max_batch_tokens", budget))
+        self._fingerprint = _fingerprint(checkpoint, backbone, self._dim)
+        self.config: dict[str, Any] = {
+            "model": checkpoint.given if checkpoint.origin != "folder" else str(checkpoint.folder),
+            **given,
+            **({"dim": dim} if dim is not None else {}),
+            **({"revision": revision} if revision is not None else {}),
+        }
+        """Keyword arguments that make an embedder of the same vectors, as JSON values."""
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return self._dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a document's vector could; dtype and device are not part of it."""
+        return self._fingerprint
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the model takes."""
+        return self._modalities
+
+    @property
+    def pages(self) -> PagesMode:
+        """What a PDF page is embedded as: `image`, or `fused` with its text for models that can't read."""
+        return self.spec.pages
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether this is a demonstration model."""
+        return self.spec.demo
+
+    @overload
+    def encode_queries(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: Literal["raise"] = "raise",
+        show_progress: bool = False,
+    ) -> FloatArray: ...
+    @overload
+    def encode_queries(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: OnError,
+        show_progress: bool = False,
+    ) -> FloatArray | Encoded: ...
+    def encode_queries(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> FloatArray | Encoded:
+        """Vectors of queries: float32 `[n, dim]`, unit length, input order.
+
+        Args:
+            items: any mix of texts, pictures and both.
+            instruction: what is searched for, e.g. "Find an image that matches the given text."; it goes
+                into the system turn. An item's own instruction comes first.
+            on_error: `"raise"` raises one `BatchError` naming every bad item; `"skip"` returns `Encoded`.
+            show_progress: a bar on stderr.
+        """
+        return self._encode(items, "query", instruction, on_error, show_progress)
+
+    @overload
+    def encode_documents(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: Literal["raise"] = "raise",
+        show_progress: bool = False,
+    ) -> FloatArray: ...
+    @overload
+    def encode_documents(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: OnError,
+        show_progress: bool = False,
+    ) -> FloatArray | Encoded: ...
+    def encode_documents(
+        self,
+        items: Sequence[ItemLike],
+        instruction: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> FloatArray | Encoded:
+        """Vectors of documents: float32 `[n, dim]`, unit length, input order.
+
+        As `encode_queries`, but documents always carry the model's own instruction (GME, section 4.1), so
+        `instruction` must be None.
+        """
+        return self._encode(items, "document", instruction, on_error, show_progress)
+
+    def _encode(
+        self,
+        items: Sequence[ItemLike],
+        role: Role,
+        instruction: str | None,
+        on_error: OnError,
+        show_progress: bool,
+    ) -> FloatArray | Encoded:
+        check_on_error(on_error)
+        if isinstance(items, str | bytes | Path | Item) or not isinstance(items, Sequence):
+            raise InputError(
+                f"items is a list of items, got {type(items).__name__}; for one item pass [item]"
+            )
+        batches = self._engine.stream(items, role, instruction)
+        encoded = join(with_progress(batches, len(items)) if show_progress else batches, self._dim)
+        if on_error == "skip":
+            return encoded
+        if encoded.errors:
+            raise BatchError(encoded.errors, len(items))
+        return encoded.vectors
+
+    def stream(
+        self, items: Iterable[ItemLike], role: Role = "document", instruction: str | None = None
+    ) -> Iterator[Encoded]:
+        """Encode a corpus larger than memory: yields `Encoded` chunks, positions counted over all items.
+
+        Bad items are reported in each chunk's `errors` and cost only themselves.
+        """
+        if role not in ("query", "document"):
+            raise InputError(f'role must be "query" or "document", got {role!r}')
+        return self._engine.stream(items, role, instruction)
+
+    def render(self, item: ItemLike, role: Role = "query", instruction: str | None = None) -> str:
+        """The exact string that is encoded, special tokens and all, one picture token per picture.
+
+        >>> Embedder("umr-tiny").render({"text": "cat", "image": "cat.png"})
+        '<|im_start|><|vision_start|><|image_pad|><|vision_end|>cat<|endoftext|>'
+        """
+        return self._engine.render(as_item(item), role, instruction)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without template."""
+        return self._engine.count_tokens(text)
+
+    def get_text_embeddings(
+        self, texts: Sequence[str], *, is_query: bool = True, instruction: str | None = None, **unused: Any
+    ) -> torch.Tensor:
+        """As GME's released wrapper: CPU tensor `[n, dim]`."""
+        return self.get_fused_embeddings(texts=texts, is_query=is_query, instruction=instruction, **unused)
+
+    def get_image_embeddings(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        is_query: bool = True,
+        instruction: str | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        """As GME's released wrapper: CPU tensor `[n, dim]`."""
+        return self.get_fused_embeddings(images=images, is_query=is_query, instruction=instruction, **unused)
+
+    def get_fused_embeddings(
+        self,
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[ImageSource | None] | None = None,
+        *,
+        is_query: bool = True,
+        instruction: str | None = None,
+        show_progress_bar: bool = False,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """As GME's released wrapper, so that its users can switch by an import: CPU tensor `[n, dim]`.
+
+        `batch_size` is accepted and not needed: batches follow `max_batch_tokens`. Unlike the wrapper's, a
+        list may mix items with and without picture or text.
+        """
+        if texts is None and images is None:
+            raise InputError("give texts, images or both")
+        count = len(texts if texts is not None else images or ())
+        for name, column in (("texts", texts), ("images", images)):
+            if column is not None and len(column) != count:
+                raise InputError(
+                    f"texts and images must have the same length; {name} has {len(column)}, not {count}"
+                )
+        items = [
+            Item(text, image)
+            for text, image in zip(texts or [None] * count, images or [None] * count, strict=True)
+        ]
+        if is_query:
+            return torch.from_numpy(self.encode_queries(items, instruction, show_progress=show_progress_bar))
+        return torch.from_numpy(self.encode_documents(items, show_progress=show_progress_bar))
+
+    def info(self) -> dict[str, Any]:
+        """What is loaded, as JSON values."""
+        return {
+            **describe(self._checkpoint),
+            **dataclasses.asdict(self.spec),
+            "dim": self._dim,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "fingerprint": self._fingerprint,
+        }
+
+    def close(self) -> None:
+        """End the worker thread and free it. Later calls raise."""
+        self._engine.close()
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is, without loading its weights, as JSON values."""
+    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    return {
+        "model": checkpoint.given,
+        "origin": checkpoint.origin,
+        "folder": str(checkpoint.folder),
+        "revision": checkpoint.revision,
+        "weights_bytes": size,
+        "hidden_size": text.get("hidden_size"),
+        **dataclasses.asdict(checkpoint.spec),
+    }
+
+
+_shared: dict[str, Embedder] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_embedder(model: str | Path = DEFAULT_MODEL, **options: Any) -> Embedder:
+    """The one embedder of this process for these arguments, loaded on first use.
+
+    Framework objects are copied, pickled and rebuilt freely; through this they share one set of weights.
+    """
+    key = json.dumps(
+        {"model": str(model), **{k: v for k, v in options.items() if v is not None}},
+        sort_keys=True,
+        default=str,
+    )
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = Embedder(model, **options)
+        return _shared[key]
+
+
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backbone:
+    module, name = FAMILIES[checkpoint.spec.family].split(":")
+    family = getattr(importlib.import_module(module), name)
+    backbone: Backbone = family(checkpoint, device, dtype)
+    return backbone
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f'device={device!r} is no torch device; use "cpu", "cuda", "cuda:1", …') from error
+
+
+def _dtype(dtype: str | torch.dtype | None, spec: ModelSpec, device: torch.device) -> torch.dtype:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None and spec.dtype is not None:
+        return names[spec.dtype]
+    if dtype is None:
+        return torch.bfloat16 if _computes_bf16(device) else torch.float32
+    if dtype not in names:
+        raise InputError(f"dtype must be one of {sorted(names)}, got {dtype!r}")
+    return names[dtype]
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed, not emulated (on the CPU: AVX512-BF16 or AMX)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("amx_tile"))
+
+
+def _check_spec(spec: ModelSpec) -> None:
+    if spec.positions not in ("sequential", "mrope"):
+        raise InputError(f'positions must be "sequential" or "mrope", got {spec.positions!r}')
+    for name in ("min_image_tokens", "max_image_tokens", "max_length"):
+        _positive(name, getattr(spec, name))
+    if spec.min_image_tokens > spec.max_image_tokens:
+        raise InputError(
+            f"min_image_tokens={spec.min_image_tokens} is above max_image_tokens={spec.max_image_tokens}"
+        )
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _check_dim(dim: int | None, hidden: int) -> int:
+    if dim is None:
+        return hidden
+    if _positive("dim", dim) > hidden:
+        raise InputError(f"dim={dim} is longer than the model's vectors ({hidden})")
+    return dim
+
+
+def _fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
+    spec = backbone.spec
+    parts = {
+        "weights": {
+            path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))
+        },
+        "tokenizer": getattr(backbone, "tokenizer").sha256,  # noqa: B009  # not part of the protocol
+        "template": [spec.template, spec.image_slot, spec.default_instruction],
+        "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.resampler],
+        "positions": spec.positions,
+        "pooling": spec.pooling,
+        "max_length": spec.max_length,
+        "dim": dim,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    # The hub's cache names large files by their sha256: no need to read 9 GB again.
+    real = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name
+    with real.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["DEFAULT_MODEL", "Embedder", "describe", "shared_embedder"]

@@ -1,0 +1,317 @@
+"""Items in, unit vectors out: prepare, plan, forward, pool, check.
+
+Pictures are decoded and cut by a small thread pool ahead of the model; identical inputs are encoded once; a
+bad item costs only itself. Inference, training, mining and evaluation share this path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from umr_plugins.backbones.base import Backbone, Picture, Prepared
+from umr_plugins.backbones.tokens import bounded
+from umr_plugins.encoding.plan import plan_batches
+from umr_plugins.encoding.worker import Worker
+from umr_plugins.errors import InputError, ItemError
+from umr_plugins.media.images import content_key
+from umr_plugins.types import Encoded, FloatArray, Item, ItemLike, Role, as_item, chunks
+
+_log = logging.getLogger(__name__)
+
+WINDOW = 256
+"""Items that are prepared and sorted together. Bounds memory (a page of 1,280 tokens is 3 MB of patches)."""
+
+_AHEAD = 2  # windows being prepared while the model works on the one before
+_CACHE_BYTES = 256 * 2**20  # vectors kept to answer repeated inputs within one call
+
+
+@dataclass
+class _Draft:
+    """One item on its way: what its pool thread found out, or why it was refused."""
+
+    index: int
+    item: Item | None = None
+    key: bytes = b""
+    pictures: tuple[Picture, ...] = ()
+    error: ItemError | None = None
+
+
+class Engine:
+    """Runs one backbone. All public methods may be called from any thread.
+
+    Args:
+        backbone: the loaded checkpoint; from now on only this engine's worker thread touches it.
+        dim: length of the vectors; shorter than the hidden size cuts and renormalises.
+        max_batch_tokens: budget of a forward pass, padding included.
+    """
+
+    def __init__(self, backbone: Backbone, dim: int, max_batch_tokens: int) -> None:
+        self.backbone = backbone
+        self.dim = dim
+        self.max_batch_tokens = max_batch_tokens
+        self.worker = Worker(backbone.spec.name)
+
+    def stream(
+        self, values: Iterable[ItemLike], role: Role, instruction: str | None = None
+    ) -> Iterator[Encoded]:
+        """Encode any number of items; yields one `Encoded` per window, positions over the whole input.
+
+        Args:
+            values: items; read lazily, at most a few windows ahead.
+            role: `query` or `document`.
+            instruction: for queries, see `Embedder.encode_queries`.
+        """
+        call = _Call(self, role, self._instruction(instruction, role))
+        pool = _pool()
+        waiting: deque[list[Future[_Draft]]] = deque()
+        for window in chunks(enumerate(values), WINDOW):
+            waiting.append([pool.submit(call.draft, index, value) for index, value in window])
+            if len(waiting) > _AHEAD:
+                yield call.encode([future.result() for future in waiting.popleft()])
+        while waiting:
+            yield call.encode([future.result() for future in waiting.popleft()])
+        if call.truncated:
+            _log.warning(
+                "%d texts were longer than max_length=%d tokens and were cut at the end",
+                call.truncated,
+                self.backbone.spec.max_length,
+            )
+
+    def _instruction(self, instruction: str | None, role: Role) -> str:
+        spec = self.backbone.spec
+        if instruction is None:
+            return spec.default_instruction
+        if role == "document":
+            raise InputError(
+                "documents are always encoded with the model's own instruction; pass yours to encode_queries"
+            )
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise InputError(f"instruction must be a sentence or None, got {instruction!r}")
+        if not spec.takes_instruction:
+            raise InputError(f"{spec.name} was trained without instructions; leave instruction=None")
+        return instruction
+
+    def render(self, item: Item, role: Role, instruction: str | None = None) -> str:
+        """The exact string that is encoded, special tokens and all; one picture token per picture."""
+        spec = self.backbone.spec
+        self.backbone.check(item)
+        chosen = self._instruction(item.instruction or instruction, role)
+        body = spec.image_slot * len(item.pictures) + (item.text or "")
+        before, after = spec.template.split("{body}")
+        return before.replace("{instruction}", chosen) + body + after
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text alone, without template."""
+        return len(self.worker.run(self.backbone.tokenize, [text])[0])
+
+    def close(self) -> None:
+        """End the worker thread."""
+        self.worker.close()
+
+
+class _Call:
+    """State of one `stream` call: its instruction, and the vectors already known."""
+
+    def __init__(self, engine: Engine, role: Role, instruction: str) -> None:
+        self.engine = engine
+        self.role: Role = role
+        self.instruction = instruction
+        self.truncated = 0
+        self._known: OrderedDict[bytes, FloatArray] = OrderedDict()
+        self._capacity = max(1024, _CACHE_BYTES // (4 * engine.dim))
+
+    def draft(self, index: int, value: object) -> _Draft:
+        """On a pool thread: read, check, hash and cut. Never raises for a bad item."""
+        try:
+            item = as_item(value, index)
+            self.engine.backbone.check(item)
+            instruction = self._instruction_of(item)
+            key = hashlib.sha256()
+            for part in (instruction, item.text or ""):
+                raw = part.encode()
+                key.update(len(raw).to_bytes(8, "big") + raw)
+            for picture in item.pictures:
+                key.update(content_key(picture))
+            pictures = tuple(self.engine.backbone.picture(source) for source in item.pictures)
+        except ItemError as error:
+            return _Draft(index, error=error.at(index))
+        except InputError as error:
+            return _Draft(index, error=ItemError("unsupported", str(error), index=index))
+        return _Draft(index, item, key.digest(), pictures)
+
+    def _instruction_of(self, item: Item) -> str:
+        if item.instruction is None:
+            return self.instruction
+        return self.engine._instruction(item.instruction, self.role)
+
+    def encode(self, drafts: list[_Draft]) -> Encoded:
+        """Tokenise, plan, run and check one window."""
+        errors = [draft.error for draft in drafts if draft.error is not None]
+        firsts: dict[bytes, _Draft] = {}  # one of each content that is not known yet
+        for draft in drafts:
+            if draft.error is None and draft.key not in self._known:
+                firsts.setdefault(draft.key, draft)
+        ready, refused = self._compose(list(firsts.values()))
+        vectors, failed = self._run(ready)
+        refused.update(failed)
+        rows: list[FloatArray] = []
+        kept: list[int] = []
+        for draft in drafts:
+            if draft.error is not None:
+                continue
+            if draft.key in refused:
+                error = refused[draft.key]
+                errors.append(ItemError(error.code, error.reason, stage=error.stage, index=draft.index))
+                continue
+            rows.append(vectors[draft.key] if draft.key in vectors else self._known[draft.key])
+            kept.append(draft.index)
+        self._remember(vectors)
+        errors.sort(key=lambda error: error.index or 0)
+        matrix = np.stack(rows) if rows else np.zeros((0, self.engine.dim), np.float32)
+        return Encoded(matrix, tuple(kept), tuple(errors))
+
+    def _remember(self, vectors: dict[bytes, FloatArray]) -> None:
+        # Old entries go only between windows: within one, every row is still needed.
+        self._known.update(vectors)
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+
+    def _compose(self, drafts: list[_Draft]) -> tuple[dict[bytes, Prepared], dict[bytes, ItemError]]:
+        engine = self.engine
+        texts = [(draft.item.text if draft.item else None) or "" for draft in drafts]
+        instructions = [self._instruction_of(draft.item) if draft.item else "" for draft in drafts]
+        distinct = {text: position for position, text in enumerate(dict.fromkeys(instructions))}
+        limit = engine.backbone.spec.max_length
+        ids = engine.worker.run(_tokenize, engine.backbone, [*distinct, *texts], limit)
+        ready: dict[bytes, Prepared] = {}
+        refused: dict[bytes, ItemError] = {}
+        for draft, text, instruction in zip(drafts, ids[len(distinct) :], instructions, strict=True):
+            lead = ids[distinct[instruction]] if engine.backbone.spec.takes_instruction else []
+            try:
+                prepared = engine.backbone.compose(text, draft.pictures, lead)
+            except ItemError as error:
+                refused[draft.key] = error
+                continue
+            self.truncated += prepared.truncated
+            ready[draft.key] = prepared
+        return ready, refused
+
+    def _run(self, ready: dict[bytes, Prepared]) -> tuple[dict[bytes, FloatArray], dict[bytes, ItemError]]:
+        keys = list(ready)
+        plan = plan_batches([ready[key].length for key in keys], self.engine.max_batch_tokens)
+        batches = [[keys[position] for position in batch] for batch in plan]
+        vectors: dict[bytes, FloatArray] = {}
+        failed: dict[bytes, ItemError] = {}
+        running = [
+            self.engine.worker.submit(_forward, self.engine, [ready[key] for key in batch])
+            for batch in batches
+        ]
+        try:
+            for batch, future in zip(batches, running, strict=True):
+                for key, outcome in zip(batch, future.result(), strict=True):
+                    if isinstance(outcome, ItemError):
+                        failed[key] = outcome
+                    else:
+                        vectors[key] = outcome
+        except BaseException:
+            for future in running:  # an interrupted call leaves no work behind in the queue
+                future.cancel()
+            raise
+        return vectors, failed
+
+
+def _tokenize(backbone: Backbone, texts: list[str], limit: int) -> list[list[int]]:
+    prefixes = [bounded(text, limit) for text in texts]
+    ids = backbone.tokenize(prefixes)
+    # A prefix that yields too few tokens (long runs of blanks) decides nothing: take the whole text.
+    short = [
+        position
+        for position, (text, prefix) in enumerate(zip(texts, prefixes, strict=True))
+        if len(prefix) < len(text) and len(ids[position]) <= limit
+    ]
+    for position, whole in zip(
+        short, backbone.tokenize([texts[position] for position in short]), strict=True
+    ):
+        ids[position] = whole
+    return ids
+
+
+def _forward(engine: Engine, items: list[Prepared]) -> list[FloatArray | ItemError]:
+    """Run a batch; on failure halve it, so that only the culprit fails and a full memory is survived."""
+    try:
+        rows = _checked(engine, engine.backbone.forward(items))
+    except RuntimeError as error:  # torch.OutOfMemoryError among them
+        if len(items) == 1:
+            _log.warning(
+                "the model failed on an item of %d tokens: %s", items[0].length, type(error).__name__
+            )
+            reason = f"the model failed on it ({type(error).__name__}, {items[0].length} tokens)"
+            return [ItemError("model", reason, stage="encode")]
+        rows = None
+    if rows is None:  # outside the handler: a live traceback would pin the failed batch's tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        middle = len(items) // 2
+        return [*_forward(engine, items[:middle]), *_forward(engine, items[middle:])]
+    return rows
+
+
+def _checked(engine: Engine, hidden: torch.Tensor) -> list[FloatArray | ItemError]:
+    """Cut, normalise in float32, and refuse rows that are not finite or have no direction."""
+    pooled = hidden[:, : engine.dim].float()
+    norms = pooled.norm(dim=1, keepdim=True)
+    good = (torch.isfinite(pooled).all(1) & (norms[:, 0] > 1e-6)).cpu().tolist()
+    unit: FloatArray = (pooled / norms).cpu().numpy()
+    return [
+        np.array(row)
+        if fine
+        else ItemError(
+            "model",
+            "the model gave a vector that is not finite or has no length; try dtype='float32'",
+            stage="encode",
+        )
+        for row, fine in zip(unit, good, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    """Decoding and resizing release the interpreter lock; one intra-op thread each spares the model."""
+    return ThreadPoolExecutor(
+        max_workers=min(8, os.cpu_count() or 1),
+        thread_name_prefix="umr-media",
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+
+
+def with_progress(batches: Iterator[Encoded], total: int | None) -> Iterator[Encoded]:
+    """Show a progress bar on stderr while batches arrive."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="item", desc="encoding") as bar:
+        for batch in batches:
+            bar.update(len(batch.kept) + len(batch.errors))
+            yield batch
+
+
+def join(batches: Iterable[Encoded], dim: int) -> Encoded:
+    """One `Encoded` of many, in order."""
+    parts = list(batches)
+    vectors = [part.vectors for part in parts if len(part.vectors)]
+    return Encoded(
+        np.concatenate(vectors) if vectors else np.zeros((0, dim), np.float32),
+        tuple(itertools.chain.from_iterable(part.kept for part in parts)),
+        tuple(itertools.chain.from_iterable(part.errors for part in parts)),
+    )
