@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from umr_plugins import html
-from umr_plugins.cli.console import DEMO_NOTE, table
+from umr_plugins.cli.console import DEMO_NOTE, place, table
 from umr_plugins.demo import FILES, ROOT
 from umr_plugins.demo.run import Asked, Comparison, DemoResult, K, Row
 from umr_plugins.types import Hit
@@ -23,6 +24,19 @@ _PURPOSE = {
     "text_to_page": "Words find the page of a PDF.",
     "text_to_text": "Words find a note that says it in other words.",
 }
+_LEAD = (
+    "{queries} queries with known answers, each over all {items} items of the sample corpus. "
+    "Every figure was computed in this run."
+)
+_LEGEND = (
+    f"hit@{K}: a right answer is among the first {K}. The thin line is the 95 % interval (Wilson; the "
+    f"average's is put together from those of the types). Random: what {K} items drawn blindly would give. "
+    "BM25 ranks the texts of all items by the words of the query; a dash where queries have no words, which "
+    "counts as 0 in the average."
+)
+_EXAMPLES = (
+    f"The first queries of each type, found and missed, with the first {K} answers; right ones are framed."
+)
 
 
 def spoken(name: str) -> str:
@@ -49,43 +63,31 @@ def as_text(result: DemoResult, report: Path) -> str:
 
 def next_steps(result: DemoResult) -> list[str]:
     """Commands that go on from here."""
-    picture = next(
-        (ask.query.item.image for ask in result.asked if isinstance(ask.query.item.image, Path)), None
-    )
+    db = shlex.quote(place(result.db, None, ""))
+    pictures = (each.query.item.image for each in result.asked)
+    picture = next((each for each in pictures if isinstance(each, Path)), None)
     return [
-        f'umr search "a boat on the water" --db {result.db} --html boat.html',
-        *([f"umr search --image {picture} --db {result.db}"] if picture else []),
-        "umr index YOUR_FOLDER --db my.db   # GME-2B, downloaded on first use; --model umr-tiny stays offline",
+        f'umr search "a boat on the water" --db {db} --html boat.html',
+        *([f"umr search --image {shlex.quote(place(picture, None, ''))} --db {db}"] if picture else []),
+        "umr index YOUR_FOLDER --db my.db  # GME-2B, downloaded on first use; offline: --model umr-tiny",
     ]
 
 
 def write_report(target: Path, result: DemoResult) -> Path:
     """Write the HTML page and return its path."""
+    queries = len(result.asked)
     parts = [
         "<h1>One vector space for pictures, pages and text</h1>",
-        html.paragraph(
-            f"{len(result.asked)} queries with known answers, each over all {result.items} items of the sample "
-            "corpus. Every figure was computed in this run.",
-            "lead",
-        ),
+        html.paragraph(_LEAD.format(queries=queries, items=result.items), "lead"),
         html.paragraph(DEMO_NOTE, "caveat"),
         "<h2>How often a right answer is found</h2>",
         _figures(result),
         *(html.paragraph(f"Of these, {_sentence(row)}") for row in result.subsets),
-        html.paragraph(
-            f"hit@{K}: a right answer is among the first {K}. The thin line is the 95 % interval (Wilson; the "
-            f"average's is put together from those of the types). Random: expected of {K} items drawn blindly. "
-            "BM25 ranks the texts of all items by the words of the query; a dash where queries have no words, "
-            f"which counts as 0 in the average. {result.bm25_note}",
-            "quiet",
-        ),
+        html.paragraph(f"{_LEGEND} {result.bm25_note}", "quiet"),
         "<h2>The same through the frameworks</h2>",
-        *(html.paragraph(_agreement(part, len(result.asked))) for part in result.comparisons),
+        *(html.paragraph(_agreement(part, queries)) for part in result.comparisons),
         "<h2>Examples</h2>",
-        html.paragraph(
-            f"The first queries of each type, found and missed, with the first {K} answers. Right ones are framed.",
-            "quiet",
-        ),
+        html.paragraph(_EXAMPLES, "quiet"),
     ]
     for row in result.rows:
         asked = [each for each in result.asked if each.query.type == row.name]
