@@ -187,7 +187,9 @@ def _read_once(path: Path, root: Path | None, follow_link: bool, limit: int) -> 
                 break
         if max(size, before.st_size) > limit:
             raise ItemError(
-                "too_large", f"it has {max(size, before.st_size):,} bytes; at most {limit:,} are read", stage="open"
+                "too_large",
+                f"it has {max(size, before.st_size):,} bytes; at most {limit:,} are read",
+                stage="open",
             )
         after = os.fstat(handle)
     finally:
@@ -226,9 +228,16 @@ def _open_below(path: Path, root: Path) -> int:
 def _open_error(error: OSError | ValueError, path: Path) -> ItemError:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ELOOP, errno.ENOTDIR):
-        return ItemError("link", "a folder or file on its path is a link or no folder", stage="open", name=str(path))
+        return ItemError(
+            "link", "a folder or file on its path is a link or no folder", stage="open", name=str(path)
+        )
     if number == errno.ENXIO:
-        return ItemError("not_a_file", "it is a socket or device; only regular files are read", stage="open", name=str(path))
+        return ItemError(
+            "not_a_file",
+            "it is a socket or device; only regular files are read",
+            stage="open",
+            name=str(path),
+        )
     return ItemError("unreadable", f"it can't be read ({_why(error)})", stage="open", name=str(path))
 
 

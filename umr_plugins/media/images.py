@@ -138,7 +138,9 @@ def read_source(source: ImageSource) -> bytes:
     if not data:
         raise ItemError("empty", "the picture has no bytes", stage="open")
     if len(data) > folder.MAX_BYTES:
-        raise ItemError("too_large", f"it has {len(data):,} bytes; at most {folder.MAX_BYTES:,} are read", stage="open")
+        raise ItemError(
+            "too_large", f"it has {len(data):,} bytes; at most {folder.MAX_BYTES:,} are read", stage="open"
+        )
     return data
 
 
@@ -162,7 +164,9 @@ def _from_string(text: str) -> Path | bytes:
 def _data_uri(text: str) -> bytes:
     header, comma, body = text.partition(",")
     if not comma or not header.lower().endswith(";base64"):
-        raise ItemError("unsupported", "only base64 data URIs are read: data:image/png;base64,…", stage="open")
+        raise ItemError(
+            "unsupported", "only base64 data URIs are read: data:image/png;base64,…", stage="open"
+        )
     try:
         return base64.b64decode("".join(unquote(body).split()), validate=True)
     except (binascii.Error, ValueError):
@@ -186,10 +190,14 @@ def _refusal(kind: str | None) -> ItemError:
     if kind is None:
         return ItemError("corrupt", f"this is no picture that can be read; {_ALLOWED}", stage="open")
     if kind in ("HTML", "XML", "Git LFS pointer"):
-        help_ = "fetch the real file (git lfs pull)" if kind == "Git LFS pointer" else "was an error page saved?"
+        help_ = (
+            "fetch the real file (git lfs pull)" if kind == "Git LFS pointer" else "was an error page saved?"
+        )
         return ItemError("corrupt", f"this looks like {kind}, not a picture; {help_}", stage="open")
     if kind == "PDF":
-        return ItemError("unsupported", "this is a PDF; give PageImage(path, page) for one page", stage="open")
+        return ItemError(
+            "unsupported", "this is a PDF; give PageImage(path, page) for one page", stage="open"
+        )
     return ItemError("unsupported", f"this is {kind}; {_ALLOWED}, so convert it", stage="open")
 
 
@@ -231,7 +239,9 @@ def _strip(image: Image.Image) -> Image.Image:
         return image
     scale = min(1.0, LONGEST_STRIP / max(width, height))
     if scale < 1:
-        image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
+        image = image.resize(
+            (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX
+        )
         width, height = image.size
     shortest = -(-max(width, height) // MAX_ASPECT)
     padded = Image.new("RGB", (max(width, shortest), max(height, shortest)), "white")
@@ -248,7 +258,9 @@ def _pillow(stage: str) -> Iterator[None]:
         except (ItemError, MemoryError):
             raise
         except Image.DecompressionBombError:
-            raise ItemError("too_large", "the picture has far too many pixels; scale it down", stage="open") from None
+            raise ItemError(
+                "too_large", "the picture has far too many pixels; scale it down", stage="open"
+            ) from None
         except Exception:
             raise ItemError(
                 "corrupt",

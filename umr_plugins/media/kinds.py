@@ -59,7 +59,9 @@ _BRANDS: Final = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
 }
 _RIFF: Final = {b"WEBP": "WEBP", b"AVI ": "AVI video", b"WAVE": "WAVE sound"}
-_HTML: Final = re.compile(rb"<(!doctype\s+html|html|head|body|script|title|meta|div|p|h1)[\s>/]", re.IGNORECASE)
+_HTML: Final = re.compile(
+    rb"<(!doctype\s+html|html|head|body|script|title|meta|div|p|h1)[\s>/]", re.IGNORECASE
+)
 
 TEXTUAL: Final = frozenset({"HTML", "XML", "SVG", "Git LFS pointer", "rich text (RTF)", "PostScript or EPS"})
 """Kinds that are made of characters."""

@@ -75,7 +75,9 @@ def _integers(values: NDArray[Any]) -> NDArray[np.uint8]:
 def _floats(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())  # NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ItemError("corrupt", "the picture holds values that are no number (NaN or infinity)", stage="decode")
+        raise ItemError(
+            "corrupt", "the picture holds values that are no number (NaN or infinity)", stage="decode"
+        )
     if low < 0 or high > 255:
         return _stretch(values, low, high)
     return _scaled(values, 255 if high <= 1 else 1)
