@@ -1,0 +1,207 @@
+"""One training step's rows: who is encoded, and which pairs belong together."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from concepts import Concept, difference, families
+from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_white, prepare
+from texts import Texts, excerpt_query
+from tokenizers import Tokenizer
+
+CONCEPTS, OTHER_GRID_ROWS, FAMILIES, FAMILY_SIZE = 96, 14, 8, 4
+CARDS, NOTES, PASSAGES, PAGES = 12, 8, 14, 4
+PASSAGE_WORDS, PAGE_WORDS, CARD_WORDS = (12, 70), (60, 170), (8, 45)
+CHANGES = (
+    "{gained}",
+    "{gained}",
+    "{gained}",
+    "but {gained}",
+    "the same, {gained}",
+    "make it {gained}",
+    "with {gained}",
+    "{gained} instead",
+    "{gained} instead of {lost}",
+    "not {lost} but {gained}",
+    "change to {gained}",
+)
+REMOVALS = ("without {lost}", "not {lost}", "no {lost}", "plain, without {lost}")
+
+
+@dataclass
+class Row:
+    """One thing to encode. ``family`` -1: unlike anything else; ``strict``: negatives of its own family count."""
+
+    text: str = ""
+    picture: int = -1
+    mirrors: bool = False
+    grid: tuple[int, int] = SQUARE
+    page: bool = False
+    concept: int = -1
+    family: int = -1
+    strict: bool = False
+
+
+@dataclass
+class Step:
+    """Rows and the positive pairs among them, both as indices, with a weight for each pair."""
+
+    rows: list[Row] = field(default_factory=list)
+    pairs: list[tuple[int, int, float]] = field(default_factory=list)
+
+    def add(self, row: Row) -> int:
+        self.rows.append(row)
+        return len(self.rows) - 1
+
+    def both(self, first: int, second: int, weight: float = 1.0) -> None:
+        self.pairs += [(first, second, weight), (second, first, weight)]
+
+
+class Sampler:
+    """Draws steps from the pictures and texts; everything is decided by the step's number and the seed."""
+
+    def __init__(
+        self, bank: PictureBank, table: list[Concept], texts: Texts, tokenizer: Tokenizer, seed: int
+    ) -> None:
+        self.bank, self.table, self.texts, self.tokenizer, self.seed = bank, table, texts, tokenizer, seed
+        self.known = sorted(bank.rows)
+        self.weights = [table[index].weight for index in self.known]
+        usable = [[index for index in group if index in bank.rows] for group in families(table)]
+        usable = [group for group in usable if len(group) >= 3]
+        self.tones = [group for group in usable if any(table[index].tone for index in group)]
+        self.others = [group for group in usable if not any(table[index].tone for index in group)]
+        figures = on_white(
+            bank.pixels[torch.randperm(len(bank.pixels), generator=torch.Generator().manual_seed(seed))[:400]]
+        )
+        self.pages = fake_pages(600, figures, seed)
+
+    def picture(self, concept: Concept, rng: random.Random, avoid: int = -1) -> tuple[int, int]:
+        """A drawing of the concept: (set, row), from another set than ``avoid`` where there is one."""
+        rows = self.bank.rows[concept.index]
+        return rng.choice([row for row in rows if row[0] != avoid] or rows)
+
+    def draw(self, step: int) -> Step:
+        """The rows and pairs of one step."""
+        rng = random.Random(self.seed * 1_000_003 + step)
+        batch = Step()
+        chosen: dict[int, Concept] = {}
+        while len(chosen) < CONCEPTS:
+            for index in rng.choices(self.known, self.weights, k=CONCEPTS - len(chosen)):
+                chosen.setdefault(self.table[index].family, self.table[index])
+        grid = rng.choice(OTHER_GRIDS)
+        main: list[tuple[Concept, int, int, int]] = []
+        for number, concept in enumerate(chosen.values()):
+            style, first = self.picture(concept, rng)
+            second = self.picture(concept, rng, style)[1]
+            name = {"concept": concept.index, "family": concept.family}
+            shape = grid if number < OTHER_GRID_ROWS else SQUARE
+            one = batch.add(Row(picture=first, mirrors=concept.mirrors, **name))
+            two = batch.add(Row(picture=second, mirrors=concept.mirrors, grid=shape, **name))
+            text = batch.add(Row(text=self.texts.about(concept, rng), **name))
+            batch.both(one, two, 0.6)
+            batch.both(text, one)
+            batch.both(text, two)
+            main.append((concept, one, two, text))
+        self._families(batch, rng)
+        self._documents(batch, main, rng)
+        return batch
+
+    def _families(self, batch: Step, rng: random.Random) -> None:
+        """Near neighbours: a label must find its own drawing, and a drawing plus the changed words another one."""
+        for number in range(FAMILIES):
+            group = rng.choice(self.tones if number < 3 else self.others)
+            members = [self.table[index] for index in rng.sample(group, min(FAMILY_SIZE, len(group)))]
+            style = rng.choice(self.bank.rows[members[0].index])[0]
+            targets = []
+            for concept in members:
+                rows = self.bank.rows[concept.index]
+                row = next((row for row in rows if row[0] == style), None) or rng.choice(rows)
+                name = {"concept": concept.index, "family": concept.family, "strict": True}
+                target = batch.add(Row(picture=row[1], **name))
+                batch.both(target, batch.add(Row(text=concept.label, **name)), 0.7)
+                targets.append(target)
+            for position, have in enumerate(members):
+                place = rng.choice([other for other in range(len(members)) if other != position])
+                want = members[place]
+                gained, lost = difference(have, want)
+                if not gained and not lost:
+                    continue
+                forms = [form for form in CHANGES if lost or "{lost}" not in form] if gained else REMOVALS
+                text = rng.choice(forms).format(gained=gained, lost=lost)
+                query = batch.add(
+                    Row(
+                        text=text,
+                        picture=self.picture(have, rng, style)[1],
+                        concept=want.index,
+                        family=want.family,
+                        strict=True,
+                    )
+                )
+                batch.pairs.append((query, targets[place], 1.5))
+
+    def _documents(self, batch: Step, main: list[tuple[Concept, int, int, int]], rng: random.Random) -> None:
+        """Notes about drawings, cards (drawing and text), passages and pages, each with what should find it."""
+        picked = rng.sample(main, CARDS + NOTES)
+        for concept, one, _, text in picked[:NOTES]:
+            note = batch.add(
+                Row(text=self.texts.describe(concept, rng), concept=concept.index, family=concept.family)
+            )
+            batch.both(one, note, 0.5)
+            batch.both(text, note, 0.5)
+        for concept, one, two, text in picked[NOTES:]:
+            name = {"concept": concept.index, "family": concept.family}
+            if rng.random() < 0.45:
+                caption = self.texts.describe(concept, rng, short=rng.random() < 0.6)
+                card = batch.add(Row(text=caption, picture=self.picture(concept, rng)[1], **name))
+                batch.both(rng.choice((one, two)), card, 0.5)
+                batch.both(text, card, 0.7)
+                continue
+            query, passage = self.texts.passages(1, CARD_WORDS, rng)[0]
+            card = batch.add(Row(text=passage, picture=self.picture(concept, rng)[1], **name))
+            batch.both(rng.choice((one, two)), card, 0.4)
+            batch.both(text, card, 0.4)
+            batch.both(batch.add(Row(text=query)), card, 0.7)
+            mixed = batch.add(
+                Row(text=excerpt_query(passage, rng), picture=self.picture(concept, rng)[1], **name)
+            )
+            batch.pairs.append((mixed, card, 0.5))
+        for query, passage in self.texts.passages(PASSAGES, PASSAGE_WORDS, rng):
+            batch.both(batch.add(Row(text=query)), batch.add(Row(text=passage)), 0.8)
+        for query, passage in self.texts.passages(PAGES, PAGE_WORDS, rng):
+            page = batch.add(
+                Row(text=passage, picture=rng.randrange(len(self.pages)), grid=(2, 1), page=True)
+            )
+            batch.both(batch.add(Row(text=query)), page, 0.8)
+
+    def tensors(
+        self, batch: Step, step: int
+    ) -> tuple[list[list[int]], dict[tuple[int, int], tuple[list[int], torch.Tensor]]]:
+        """Token rows, and for each grid the rows that have a picture of it with their patches."""
+        rng = torch.Generator().manual_seed(self.seed * 7919 + step)
+        encoded = self.tokenizer.encode_batch([row.text for row in batch.rows])
+        ids, groups = [], {}
+        for row, text in zip(batch.rows, encoded, strict=True):
+            ids.append((text.ids, row.grid[0] * row.grid[1] if row.picture >= 0 else 0))
+        for grid in sorted({row.grid for row in batch.rows}):
+            drawn = [
+                n
+                for n, row in enumerate(batch.rows)
+                if row.picture >= 0 and row.grid == grid and not row.page
+            ]
+            paged = [
+                n for n, row in enumerate(batch.rows) if row.picture >= 0 and row.grid == grid and row.page
+            ]
+            patches = []
+            if drawn:
+                rgba = self.bank.pixels[torch.tensor([batch.rows[n].picture for n in drawn])]
+                mirrors = torch.tensor([batch.rows[n].mirrors for n in drawn])
+                patches.append(prepare(augment(rgba, mirrors, grid, rng), grid))
+            if paged:
+                patches.append(
+                    prepare(self.pages[torch.tensor([batch.rows[n].picture for n in paged])], grid)
+                )
+            if patches:
+                groups[grid] = (drawn + paged, torch.cat(patches))
+        return ids, groups

@@ -1,0 +1,181 @@
+"""Measure an exported umr-tiny: on the validation style, and as a final report on two styles it has never seen.
+
+python evaluate.py --cache DIR --model FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from concepts import Concept, difference, families, load_concepts
+from model import FastModel, sequence
+from pictures import SQUARE, load_set, on_white, prepare
+from sources import TRAIN_SETS, UNSEEN_SETS, VALIDATION_SET, describe
+from tokenizers import Tokenizer
+from transformers import Qwen2VLModel
+
+CUTS = (1, 5, 10)
+EVERYDAY_GROUPS = (3, 4, 5, 6, 7)
+
+
+@torch.no_grad()
+def embed(fast: FastModel, ids: list[list[int]], patches: torch.Tensor | None) -> torch.Tensor:
+    """Vectors of token lists, each behind a square picture if ``patches`` are given."""
+    parts = []
+    for start in range(0, len(ids), 128):
+        chunk = ids[start : start + 128]
+        visual = (
+            None if patches is None else fast.pictures(patches[start : start + 128], SQUARE).flatten(0, 1)
+        )
+        parts.append(fast.pool([sequence(row, 0 if patches is None else 4) for row in chunk], visual))
+    return torch.cat(parts)
+
+
+def hits(queries: torch.Tensor, candidates: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """Percent of queries whose candidate is among the first 1, 5, 10."""
+    scores = queries @ candidates.T
+    rank = (scores > scores.gather(1, truth[:, None])).sum(1)
+    return {f"hit@{cut}": round(100 * (rank < cut).float().mean().item(), 1) for cut in CUTS}
+
+
+def few(queries: torch.Tensor, candidates: torch.Tensor, rounds: int = 20) -> dict[str, float]:
+    """The same among 200 candidates drawn at random, averaged over rounds; rows of both belong together."""
+    rng = random.Random(0)
+    size = min(200, len(queries))
+    total: dict[str, float] = {}
+    for _ in range(rounds):
+        part = torch.tensor(rng.sample(range(len(queries)), size))
+        for key, value in hits(queries[part], candidates[part], torch.arange(size)).items():
+            total[key] = total.get(key, 0.0) + value / rounds
+    return {key: round(value, 1) for key, value in total.items()}
+
+
+@lru_cache(maxsize=8)
+def style(cache: Path, short: str) -> tuple[list[int], torch.Tensor]:
+    """Concept numbers of a set and their patches, prepared as in inference."""
+    from concepts import load_concepts as concepts_of
+
+    concepts, pictures = load_set(cache, short, concepts_of(cache))
+    return concepts.tolist(), prepare(on_white(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()))
+
+
+def tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of plain texts."""
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+
+
+@torch.no_grad()
+def validate(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Concept]) -> dict[str, float]:
+    """Label to EmojiOne drawing over all of its base concepts, and Noto drawing to EmojiOne drawing."""
+    concepts, patches = style(cache, VALIDATION_SET)
+    keep = [n for n, index in enumerate(concepts) if not table[index].tone]
+    drawings = embed(fast, [[]] * len(keep), patches[keep])
+    labels = embed(fast, tokens(tokenizer, [table[concepts[n]].label for n in keep]), None)
+    found = hits(labels, drawings, torch.arange(len(keep)))
+    return {
+        "val_hit@1": found["hit@1"],
+        "val_hit@5": found["hit@5"],
+        "val200_hit@1": few(labels, drawings, 5)["hit@1"],
+    }
+
+
+@torch.no_grad()
+def report(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Concept], short: str) -> dict:
+    """All figures on one style, for the concepts that some training style draws."""
+    known = {index for name in TRAIN_SETS for index in load_set(cache, name, table)[0].tolist()}
+    concepts, patches = style(cache, short)
+    keep = [n for n, index in enumerate(concepts) if index in known]
+    concepts, patches = [concepts[n] for n in keep], patches[keep]
+    every = embed(fast, [[]] * len(concepts), patches)
+    base = [n for n, index in enumerate(concepts) if not table[index].tone]
+    drawings, truth = every[base], torch.arange(len(base))
+    labels = embed(fast, tokens(tokenizer, [table[concepts[n]].label for n in base]), None)
+    keys = embed(fast, tokens(tokenizer, [" ".join(table[concepts[n]].tags) for n in base]), None)
+    everyday = torch.tensor([k for k, n in enumerate(base) if table[concepts[n]].group in EVERYDAY_GROUPS])
+    noto, noto_patches = style(cache, "noto")
+    row_of = {index: n for n, index in enumerate(noto)}
+    shared = [k for k, n in enumerate(base) if concepts[n] in row_of]
+    other = embed(fast, [[]] * len(shared), noto_patches[[row_of[concepts[base[k]]] for k in shared]])
+    result = {
+        "candidates": len(base),
+        "text to picture, label": hits(labels, drawings, truth),
+        "text to picture, keywords": hits(keys, drawings, truth),
+        "picture to text": hits(drawings, labels, truth),
+        "picture to picture, from Noto": hits(other, drawings, torch.tensor(shared)),
+        "text to picture, label, 200 candidates": few(labels, drawings),
+        "text to picture, everyday things, 200 candidates": few(labels[everyday], drawings[everyday]),
+        "picture to text, 200 candidates": few(drawings, labels),
+        "picture to picture, 200 candidates": few(other, drawings[shared]),
+    }
+    return result | compositions(fast, tokenizer, table, concepts, every, row_of, noto_patches)
+
+
+def compositions(
+    fast: FastModel,
+    tokenizer: Tokenizer,
+    table: list[Concept],
+    concepts: list[int],
+    every: torch.Tensor,
+    row_of: dict[int, int],
+    noto_patches: torch.Tensor,
+) -> dict:
+    """Noto drawing of one thing and the words that change it, to the drawing of the changed thing, all as candidates."""
+    place = {index: n for n, index in enumerate(concepts)}
+    rng = random.Random(0)
+    result = {}
+    for name, tone in (("skin tone", True), ("other change", False)):
+        cases: list[tuple[int, int, str]] = []
+        for group in families(table):
+            if any(table[index].tone for index in group) != tone:
+                continue
+            for want in group:
+                have = (
+                    table[group[0]].family
+                    if tone
+                    else rng.choice([other for other in group if other != want])
+                )
+                gained = difference(table[have], table[want])[0]
+                if gained and have != want and have in row_of and want in place and have in place:
+                    cases.append((have, want, gained))
+        if len(cases) < 30:
+            continue
+        cases = rng.sample(cases, min(1500, len(cases)))
+        patches = noto_patches[[row_of[have] for have, _, _ in cases]]
+        truth = torch.tensor([place[want] for _, want, _ in cases])
+        fused = embed(fast, tokens(tokenizer, [words for _, _, words in cases]), patches)
+        result[f"picture + {name}"] = {"candidates": len(concepts)} | hits(fused, every, truth)
+        result[f"picture + {name}, picture alone"] = hits(
+            embed(fast, [[]] * len(cases), patches), every, truth
+        )
+        words = embed(fast, tokens(tokenizer, [words for _, _, words in cases]), None)
+        result[f"picture + {name}, words alone"] = hits(words, every, truth)
+    return result
+
+
+def main() -> None:
+    """Write ``results.json`` beside the weights."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    arguments = parser.parse_args()
+    table = load_concepts(arguments.cache)
+    model = Qwen2VLModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    fast = FastModel(model)
+    tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
+    results = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "validation": {VALIDATION_SET: report(fast, tokenizer, arguments.cache, table, VALIDATION_SET)},
+        "unseen": {name: report(fast, tokenizer, arguments.cache, table, name) for name in UNSEEN_SETS},
+        "sources": describe(),
+    }
+    (arguments.model / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({key: results[key] for key in ("parameters", "validation", "unseen")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
