@@ -1,0 +1,98 @@
+"""The snippets of README and docs run as they are written, with umr-tiny in place of the real model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from umr_plugins.cli.main import main
+from umr_plugins.demo import FILES
+from umr_plugins.demo import ROOT as DEMO
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("integrations/*/README.md")),
+]
+
+# The only thing that is changed: where a snippet would download GME-2B, it gets umr-tiny.
+REAL_TO_TINY = {
+    "GMEEmbedding()": 'GMEEmbedding("umr-tiny")',
+    "GMEEmbeddings()": 'GMEEmbeddings("umr-tiny")',
+    "Embedder()": 'Embedder("umr-tiny")',
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def snippets(language: str) -> list[object]:
+    """Every block as a parameter named after its page and number."""
+    return [
+        pytest.param(block, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
+        for page in PAGES
+        for number, block in enumerate(blocks(page, language))
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that holds the files which the snippets name."""
+    drawings = sorted((FILES / "pictures").glob("*.png"))
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    for drawing in drawings[:3]:
+        shutil.copy(drawing, papers)
+    shutil.copy(next((FILES / "notes").glob("*.md")), papers / "notes.md")
+    shutil.copy(papers / "notes.md", tmp_path)
+    shutil.copy(FILES / "guide.pdf", tmp_path / "report.pdf")
+    shutil.copy(next((FILES / "photos").glob("*.jpg")), tmp_path / "photo.jpg")
+    shutil.copy(next((DEMO / "queries").glob("*.png")), tmp_path / "part.jpg")
+    shutil.copy(drawings[4], tmp_path / "key.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_python_snippets_run(snippet: str, folder: Path) -> None:
+    for real, tiny in REAL_TO_TINY.items():
+        snippet = snippet.replace(real, tiny)
+    assert "gme-" not in snippet.lower(), "a snippet would download a real model"
+    exec(compile(snippet, "<snippet>", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("snippet", [one for one in snippets("console") if "$ umr" in one.values[0]])  # type: ignore[attr-defined]
+def test_command_lines_run(snippet: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in snippet.splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[:1] != ["umr"]:
+            continue
+        if words[1] == "index":
+            words += ["--model", "umr-tiny"]
+        assert main(words[1:]) == 0, capsys.readouterr().err
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        name
+        for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
+        for name in re.findall(r"(?:\$ |`)make ([a-z]+)", page.read_text(encoding="utf-8"))
+    }
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page}: {link}"
