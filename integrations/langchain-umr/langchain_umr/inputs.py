@@ -96,7 +96,7 @@ def document_picture(document: Document, image_keys: Sequence[str] = IMAGE_KEYS)
             raise ItemError(
                 "unsupported",
                 f"metadata[{key!r}] must be a path or data URI, got {type(value).__name__}. Pictures in "
-                "memory go through UMRVectorStore.add_items; set image_key if this key is not about a picture",
+                "memory go through UMRVectorStore.add_items; set image_key if this is no picture",
             )
         return value
     return None

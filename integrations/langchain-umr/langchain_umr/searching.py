@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
-from umr_plugins.index.index import Index
 
 from langchain_umr.documents import to_document
 from langchain_umr.inputs import IMAGE_KEYS, document_picture, is_stored_picture, to_item
 from umr_plugins.errors import BatchError, InputError
 from umr_plugins.types import Hit, ImageSource, Item
+
+if TYPE_CHECKING:
+    from umr_plugins.index.index import Index
 
 Filter = Mapping[str, Any] | None
 Scored = list[tuple[Document, float]]

@@ -9,7 +9,6 @@ from typing import Any, Self
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
-from umr_plugins.index.index import Index
 
 from langchain_umr.embeddings import GMEEmbeddings
 from langchain_umr.encoders import TextEncoder
@@ -77,6 +76,8 @@ class UMRVectorStore(StoreWriter):
         self._embeddings, encoder = _both(embedding)
         if isinstance(self._embeddings, GMEEmbeddings):
             self.instruction = self._embeddings.instruction
+        from umr_plugins.index.index import Index  # imports chromadb: not before it is needed
+
         self.index = Index(path, encoder, collection=collection, ledger=ledger)
 
     @property

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
-from umr_plugins.index.index import FolderReport
 
 from langchain_umr.documents import fill_ids, label, named, same_length
 from langchain_umr.inputs import document_item, to_items
 from langchain_umr.searching import StoreReader
 from umr_plugins.errors import BatchError, InputError, ItemError
 from umr_plugins.types import ImageSource, Item, OnError
+
+if TYPE_CHECKING:
+    from umr_plugins.index.index import FolderReport
 
 
 class StoreWriter(StoreReader):
