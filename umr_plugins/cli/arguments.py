@@ -44,8 +44,8 @@ def json_object(value: str) -> dict[str, Any]:
     return parsed
 
 
-def open_existing(db: Path) -> Index:
-    """Open an index that is there already, with the model it records.
+def open_existing(db: Path, model: str | None = None) -> Index:
+    """Open an index that is there already, with the model it records, or with `model`, the same by name.
 
     Raises:
         InputError: there is no index in that folder; nothing is created.
@@ -54,4 +54,4 @@ def open_existing(db: Path) -> Index:
 
     if not Index.exists(db):
         raise InputError(f"there is no index at {db}. Make one with: umr index FOLDER --db {db}")
-    return Index(db)
+    return Index(db, model)

@@ -18,7 +18,8 @@ from umr_plugins.cli.console import DEMO_NOTE, DONE, SOME_REFUSED, emit, note, p
 from umr_plugins.errors import InputError
 
 if TYPE_CHECKING:
-    from umr_plugins.index.index import FolderReport, Index
+    from umr_plugins.index.folder_sync import FolderReport
+    from umr_plugins.index.index import Index
 
 HELP = "embed files and folders into an index"
 RESUME_NOTE = "What was committed is kept: run the same command again to go on."

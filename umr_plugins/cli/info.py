@@ -25,11 +25,10 @@ def run(args: argparse.Namespace) -> int:
         with open_existing(args.db) as index:
             facts |= {"items": index.count(), "index": index.info()}
     if args.model is not None:
-        from umr_plugins.embedder import Embedder
+        from umr_plugins.backbones.registry import resolve
+        from umr_plugins.embedder import describe
 
-        embedder = Embedder(args.model)
-        facts["model"] = embedder.info()
-        embedder.close()
+        facts["model"] = describe(resolve(args.model))
     if args.db is None and args.model is None:
         facts |= {"version": __version__, "libraries": libraries()}
     if args.json:

@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of answers (default 10)")
     parser.add_argument("--where", type=json_object, metavar="JSON", help='metadata filter: {"year": 2024}')
     parser.add_argument("--instruction", metavar="S", help="tell the model what counts as an answer")
+    parser.add_argument(
+        "--model", help="only for models that the index can't load by itself; it says so then"
+    )
     parser.add_argument("--html", type=folder, metavar="FILE", help="also write a page with previews")
 
 
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.text and args.text.strip()) and args.image is None:
         args.fail("give a TEXT, an --image FILE, or both")
     query = Item(text=args.text, image=args.image, instruction=args.instruction)
-    with open_existing(args.db) as index:
+    with open_existing(args.db, args.model) as index:
         hits = index.search(query, args.k, where=args.where)
         facts = index.info()
         if args.html is not None:

@@ -37,16 +37,16 @@ class Framework:
 def open_llama_index(db: Path, encoder: Encoder) -> Iterator[Search]:
     """Search through `MultimodalIndex` and its retriever."""
     from llama_index.embeddings.gme import GMEEmbedding
-    from llama_index.indices.umr import MultimodalIndex, as_query
+    from llama_index.indices.umr import MultimodalIndex
 
-    index = MultimodalIndex(path=db, embed_model=GMEEmbedding(encoder=encoder))
+    model = GMEEmbedding(encoder=encoder)
+    index = MultimodalIndex(path=db, embed_model=model)
 
-    with closing(index):
+    def search(item: Item, k: int) -> list[str]:
+        retriever = index.as_retriever(similarity_top_k=k)
+        return [found.node.node_id for found in retriever.retrieve(model.as_query(item.text, item.image))]
 
-        def search(item: Item, k: int) -> list[str]:
-            retriever = index.as_retriever(similarity_top_k=k)
-            return [found.node.node_id for found in retriever.retrieve(as_query(item.text, item.image))]
-
+    with closing(index.vector_store.client):
         yield search
 
 
@@ -57,14 +57,12 @@ def open_langchain(db: Path, encoder: Encoder) -> Iterator[Search]:
 
     store = UMRVectorStore(embedding=GMEEmbeddings.from_encoder(encoder), path=db)
 
+    def search(item: Item, k: int) -> list[str]:
+        retriever = store.as_retriever(search_kwargs={"k": k})
+        found = retriever.invoke({"text": item.text, "image": item.image})
+        return [document.id or "" for document in found]
+
     with closing(store):
-
-        def search(item: Item, k: int) -> list[str]:
-            retriever = store.as_retriever(search_kwargs={"k": k})
-            return [
-                document.id or "" for document in retriever.invoke({"text": item.text, "image": item.image})
-            ]
-
         yield search
 
 

@@ -57,9 +57,12 @@ def load_queries(path: Path = QUERIES) -> list[Query]:
 
 
 def load_cards(path: Path = CARDS) -> tuple[list[str], list[Item]]:
-    """Ids and items of the cards."""
+    """Ids and items of the cards, their pictures in memory, so that the index keeps them itself."""
     rows = list(_rows(path))
-    return [row["id"] for row in rows], [Item(row["text"], path.parent / row["image"]) for row in rows]
+    pictures = [(path.parent / row["image"]).read_bytes() for row in rows]
+    return [row["id"] for row in rows], [
+        Item(row["text"], picture) for row, picture in zip(rows, pictures, strict=True)
+    ]
 
 
 def _query(row: dict[str, Any]) -> Query:
