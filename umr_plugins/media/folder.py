@@ -103,8 +103,9 @@ def _look(entry: os.DirEntry[str], base: Path) -> FoundFile | ItemError | None:
     try:
         relative.encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(relative).decode("utf-8", "backslashreplace")
-        return ItemError("unreadable", "the name is not valid UTF-8; rename it", stage="open", name=shown)
+        return ItemError(
+            "unreadable", "the name is not valid UTF-8; rename it", stage="open", name=_shown(relative)
+        )
     try:
         # A fresh lstat: the folder's own answer may be older than a swap of the entry.
         status = os.lstat(entry.path)
@@ -162,11 +163,11 @@ def read_file(
         else:
             raise ItemError("unreadable", "it changed while it was being read; try again later", stage="open")
     except ItemError as error:
-        raise error.at(name=str(path)) from None
+        raise error.at(name=_shown(path)) from None
     except (OSError, ValueError) as error:
         raise _open_error(error, path) from None
     if not data:
-        raise ItemError("empty", "the file has no bytes", stage="open", name=str(path))
+        raise ItemError("empty", "the file has no bytes", stage="open", name=_shown(path))
     return data
 
 
@@ -213,7 +214,7 @@ def _open(path: Path, root: Path | None, follow_link: bool) -> int:
 
 def _open_below(path: Path, root: Path) -> int:
     """Opens folder by folder from the root, so that none of them can be swapped for a link."""
-    *folders, name = Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).parts
+    *folders, name = Path(path).absolute().relative_to(Path(root).absolute()).parts
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in folders:
@@ -229,16 +230,21 @@ def _open_error(error: OSError | ValueError, path: Path) -> ItemError:
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ELOOP, errno.ENOTDIR):
         return ItemError(
-            "link", "a folder or file on its path is a link or no folder", stage="open", name=str(path)
+            "link", "a folder or file on its path is a link or no folder", stage="open", name=_shown(path)
         )
     if number == errno.ENXIO:
         return ItemError(
             "not_a_file",
             "it is a socket or device; only regular files are read",
             stage="open",
-            name=str(path),
+            name=_shown(path),
         )
-    return ItemError("unreadable", f"it can't be read ({_why(error)})", stage="open", name=str(path))
+    return ItemError("unreadable", f"it can't be read ({_why(error)})", stage="open", name=_shown(path))
+
+
+def _shown(path: Path | str) -> str:
+    """A path that can be printed and stored, whatever bytes it is made of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _why(error: OSError | ValueError) -> str:

@@ -109,8 +109,8 @@ def content_key(source: ImageSource) -> bytes:
     with _pillow("decode"):
         _check_size(source, sys.maxsize)
         _finish(source)
-        palette = (source.palette.mode, bytes(source.palette.palette)) if source.palette else None
-        parts = (source.mode, source.size, palette, source.info.get("transparency"), _orientation(source))
+        palette, clear = source.getpalette(), source.info.get("transparency")
+        parts = (source.mode, source.size, palette, clear, _orientation(source))
         return hashlib.sha256(b"pil\0" + repr(parts).encode() + b"\0" + source.tobytes()).digest()
 
 
@@ -255,11 +255,15 @@ def _pillow(stage: str) -> Iterator[None]:
     with _quiet():
         try:
             yield
-        except (ItemError, MemoryError):
+        except ItemError:
             raise
+        except MemoryError:
+            raise ItemError("too_large", "there is not enough memory to decode it", stage="decode") from None
         except Image.DecompressionBombError:
             raise ItemError(
-                "too_large", "the picture has far too many pixels; scale it down", stage="open"
+                "too_large",
+                "the header says far more pixels than are ever decoded; scale it down",
+                stage="open",
             ) from None
         except Exception:
             raise ItemError(

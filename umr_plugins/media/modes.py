@@ -90,4 +90,5 @@ def _stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
 
 
 def _scaled(values: NDArray[Any], factor: float) -> NDArray[np.uint8]:
-    return np.rint(values.astype(np.float32) * np.float32(factor)).astype(np.uint8)
+    scaled: NDArray[np.float32] = values.astype(np.float32) * np.float32(factor)
+    return np.rint(scaled).astype(np.uint8)

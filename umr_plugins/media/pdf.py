@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from PIL import Image
 
@@ -48,6 +48,7 @@ MEMORY: Final = 4 * 1024**3
 _MOST: Final = 256 * 1024 * 1024  # bytes of one answer
 _COMMAND: Final = ("-P", "-m", "umr_plugins.media.pdf_child")
 _REASONS: Final[dict[str, str]] = {
+    "no_pages": "the PDF has no pages",
     "encrypted": "the PDF needs a password; save a copy without one",
     "corrupt": "the PDF is damaged and can't be read; mend it or print it to a new PDF",
     "too_large": "it takes more memory than one PDF may; split it or print it to a new PDF",
@@ -173,7 +174,10 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 # The parent's own path: a package found through it must be found by the child as well.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(os.path.abspath(part) for part in sys.path)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(str(Path(part).absolute()) for part in sys.path),
+                },
             )
         except OSError as error:
             raise ItemError(
@@ -211,8 +215,8 @@ class _Child:
         answer: tuple[dict[str, Any], bytes] | None = None
         try:
             if send:
-                write_message(cast("IO[bytes]", self._process.stdin), self._request, self._data)
-            answer = read_message(cast("IO[bytes]", self._process.stdout), _MOST)
+                write_message(cast("BinaryIO", self._process.stdin), self._request, self._data)
+            answer = read_message(cast("BinaryIO", self._process.stdout), _MOST)
         except (EOFError, ValueError, OSError):
             answer = None
         finally:
@@ -239,7 +243,7 @@ class _Child:
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
-                cast("IO[bytes]", stream).close()
+                cast("BinaryIO", stream).close()
         self._process.wait()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ from PIL import Image
 from umr_plugins.media.pipe import read_message, write_message
 
 _PASSWORD, _SECURITY = 4, 5  # FPDF_ERR_PASSWORD, FPDF_ERR_SECURITY
+_COUNT_ZERO = re.compile(rb"/Count\s+0\b")
+_PAGE = re.compile(rb"/Type\s*/Page\b")
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
@@ -36,8 +39,11 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
-        locked = error.err_code in (_PASSWORD, _SECURITY)
-        write_message(sink, {"error": "encrypted" if locked else "corrupt"})
+        code = "encrypted" if error.err_code in (_PASSWORD, _SECURITY) else "corrupt"
+        # PDFium calls a file without pages broken.
+        if code == "corrupt" and _COUNT_ZERO.search(data) and not _PAGE.search(data):
+            code = "no_pages"
+        write_message(sink, {"error": code})
         return
     except MemoryError:
         write_message(sink, {"error": "too_large"})

@@ -136,7 +136,8 @@ def _wide(data: bytes) -> str | None:
 def _utf8(data: bytes) -> str | None:
     """UTF-8; with broken bytes only where whole letters beyond ASCII outnumber them by far."""
     try:
-        return data.decode("utf-8")
+        # Halves of surrogate pairs, as some programs write them; `clean_text` joins or replaces them.
+        return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
         text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
