@@ -79,14 +79,14 @@ def same_length(name: str, values: Iterable[Any] | None, count: int, of: str) ->
     return listed
 
 
-def named(error: BatchError, labels: Sequence[str]) -> BatchError:
-    """The same errors, each under the name of its document."""
+def named(error: BatchError, labels: Sequence[str], ids: Sequence[str] = ()) -> BatchError:
+    """The same errors, each under the name of its document instead of an id that may be made up."""
     errors = [
         one
         if one.index is None
         else ItemError(
             one.code,
-            f"{one.name}: {one.reason}" if one.name else one.reason,
+            f"{one.name}: {one.reason}" if one.name and one.name not in ids else one.reason,
             stage=one.stage,
             index=one.index,
             name=labels[one.index],

@@ -133,4 +133,5 @@ class TextEncoder:
         if not np.isfinite(lengths).all() or not lengths.all():
             raise ItemError("model", f"{name} gave a vector that is zero or not finite", stage="encode")
         self._dim = matrix.shape[1]
-        return (matrix / lengths).astype(np.float32)
+        unit: FloatArray = (matrix / lengths).astype(np.float32)
+        return unit

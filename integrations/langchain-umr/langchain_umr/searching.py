@@ -159,8 +159,12 @@ class StoreReader(VectorStore):
         _refuse(kwargs, "fetch_k, lambda_mult, filter, instruction")
         if check_k(k) == 0:
             return []
-        vector = self._query_vector(self._query(query), instruction)
-        return self._diverse(vector, k, fetch_k, lambda_mult, filter)
+        task = instruction or self.instruction
+        try:
+            vectors = np.asarray(self.index.encoder.encode_queries([self._query(query)], task))
+        except BatchError as error:
+            raise error.errors[0] from error
+        return self._diverse(vectors[0], k, fetch_k, lambda_mult, filter)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -187,16 +191,11 @@ class StoreReader(VectorStore):
     def _search(self, query: Any, k: int, where: Filter, instruction: str | None) -> list[Hit]:
         if check_k(k) == 0:
             return []
-        item = self._query(query)
-        try:
-            return self.index.search(
-                item, k=k, where=where or None, instruction=instruction or self.instruction
-            )
-        except BatchError as error:
-            raise error.errors[0] from error
+        task = instruction or self.instruction
+        return self.index.search(self._query(query), k, where=where, instruction=task)
 
     def _near(self, vector: Any, k: int, where: Filter) -> list[Hit]:
-        return self.index.search_vector(vector, k=k, where=where or None) if check_k(k) else []
+        return self.index.search_vector(vector, k, where) if check_k(k) else []
 
     def _diverse(
         self, vector: Any, k: int, fetch_k: int, lambda_mult: float, where: Filter

@@ -204,7 +204,7 @@ class StoreWriter(StoreReader):
         except BatchError as error:
             if labels is None:
                 raise
-            raise named(error, labels) from error
+            raise named(error, labels, filled) from error
 
 
 def _own(metadata: dict[str, Any], item: Item) -> dict[str, Any]:

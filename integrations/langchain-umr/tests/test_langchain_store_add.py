@@ -17,11 +17,17 @@ from PIL import Image
 
 from umr_plugins.errors import BatchError, FingerprintError, InputError, ItemError
 from umr_plugins.testing import FakeEncoder
+from umr_plugins.types import Item, PageImage
 
 
 @pytest.fixture
-def store() -> Iterator[UMRVectorStore]:
-    with UMRVectorStore(GMEEmbeddings.from_encoder(FakeEncoder())) as made:
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def store(encoder: FakeEncoder) -> Iterator[UMRVectorStore]:
+    with UMRVectorStore(GMEEmbeddings.from_encoder(encoder)) as made:
         yield made
 
 
@@ -201,7 +207,9 @@ def test_a_found_picture_can_be_searched_for_and_given_back(store: UMRVectorStor
         assert store.similarity_search_with_score(again, k=1)[0][1] == pytest.approx(1, abs=1e-5)
 
 
-def test_files_come_back_with_path_and_page(store: UMRVectorStore, photo: Path, tmp_path: Path) -> None:
+def test_files_come_back_with_path_and_page(
+    encoder: FakeEncoder, store: UMRVectorStore, photo: Path, tmp_path: Path
+) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("# Kites\n\nThey fly.\n")
     pages = [Image.new("RGB", (100, 140), color) for color in ("white", "gray")]
@@ -224,7 +232,9 @@ def test_files_come_back_with_path_and_page(store: UMRVectorStore, photo: Path, 
     assert "They fly." in found["notes.md", None, None].page_content
     assert found["photo.png", None, "image"].page_content == ""
     assert store.add_files([photo]).unchanged == 1
-    assert store.similarity_search(found["report.pdf", 2, "image"], k=1)[0].metadata["page"] == 2
+    encoder.calls.clear()
+    store.similarity_search(found["report.pdf", 2, "image"], k=1)
+    assert encoder.calls == [("query", [Item(image=PageImage(tmp_path / "report.pdf", 2))], None)]
 
 
 def test_a_folder_is_followed(store: UMRVectorStore, tmp_path: Path) -> None:
@@ -306,7 +316,7 @@ async def test_async_ways_of_adding(photo: Path, tmp_path: Path) -> None:
     await store.adelete(["a"])
     assert {"b", "c", "d", "e"} <= set(store.index.ids())
     assert [one.id for one in await store.aget_by_ids(["c"])] == ["c"]
-    assert (await store.aadd_folder(tmp_path)).refused == []
+    assert (await store.aadd_folder(tmp_path)).refused == ()
     other = await UMRVectorStore.afrom_texts(["kite"], FakeEncoder(), ids=["a"])
     assert list(other.index.ids()) == ["a"]
     store.close()
@@ -346,7 +356,7 @@ def test_foreign_embeddings_of_another_model_are_another_fingerprint(tmp_path: P
     class Named(DeterministicFakeEmbedding):
         model: str = "one"
 
-    UMRVectorStore(Named(size=6), path=tmp_path / "db").close()
+    UMRVectorStore.from_texts(["kite"], Named(size=6), path=tmp_path / "db").close()
     UMRVectorStore(Named(size=6), path=tmp_path / "db").close()
     with pytest.raises(FingerprintError):
         UMRVectorStore(Named(size=6, model="two"), path=tmp_path / "db")

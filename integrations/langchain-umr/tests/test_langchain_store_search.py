@@ -19,7 +19,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_umr import GMEEmbeddings, UMRVectorStore
 from PIL import Image
 
-from umr_plugins.errors import InputError, ItemError
+from umr_plugins.errors import InputError, ItemError, UMRError
 from umr_plugins.testing import FakeEncoder
 from umr_plugins.types import Item
 
@@ -116,7 +116,7 @@ def test_search_by_vector(store: UMRVectorStore) -> None:
         assert score == pytest.approx(cosine, abs=1e-5)
     [(_, relevance)] = store.similarity_search_by_vector_with_relevance_scores(vector, k=1)
     assert relevance == pytest.approx(1, abs=1e-5)
-    with pytest.raises(InputError):
+    with pytest.raises(UMRError, match="16 dimensions"):
         store.similarity_search_by_vector([1.0, 2.0])
 
 
