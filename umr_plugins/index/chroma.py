@@ -1,4 +1,4 @@
-"""The projection of the ledger into Chroma: ids and vectors to search, metadata to filter. No logic of its own.
+"""The projection of the ledger into Chroma: ids and vectors to search, metadata to filter.
 
 The only file that imports chromadb. Collections never get an embedding function, so nothing that is stored
 can make the client build one. Never opens `chroma.sqlite3` itself: a second SQLite library in the process
@@ -22,7 +22,7 @@ from umr_plugins.errors import InputError, MissingExtraError
 from umr_plugins.types import FloatArray
 
 MAX_BYTES = 32 * 2**20
-"""Bytes of one request, so that servers with a body limit of 40 MiB take it (vectors count 16/3 as base64)."""
+"""Bytes of one request, for servers with a body limit of 40 MiB (a component takes 16/3 as base64)."""
 
 EF_SEARCH = 200
 """Breadth of the graph search: queries of one modality for items of another are far from their answers, where
@@ -227,11 +227,9 @@ def probe(folder: Path, name: str) -> str | None:
 def _main(folder: str, name: str) -> None:
     projection = Projection(Path(folder), name)
     seqs = [int(each) for each in projection.names()]
-    vector = None
-    for _, vector, _ in projection.read(seqs):
-        pass
-    if vector is not None:
-        projection.query(vector, 10, None)
+    rows = list(projection.read(seqs))
+    if rows:
+        projection.query(rows[0][1], 10, None)
     projection.count()
     projection.close()
 

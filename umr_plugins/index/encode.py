@@ -85,8 +85,8 @@ def checked_matrix(vectors: Any, dim: int | None) -> FloatArray:
 def wrong_dim(dim: int, got: int) -> FingerprintError:
     """The error for vectors of another length."""
     return FingerprintError(
-        f"the vectors of this index have {dim} dimensions, these have {got}. Use the model and `dim` that the index "
-        "was made with (umr info --db), or make a new index"
+        f"the vectors of this index have {dim} dimensions, these have {got}. Use the model and `dim` that "
+        "it was made with (umr info --db), or make a new index"
     )
 
 

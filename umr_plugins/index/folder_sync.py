@@ -1,4 +1,4 @@
-"""Makes an index agree with files on disk: what is new is embedded, what changed replaced, what is gone removed.
+"""Makes an index agree with files: embeds what is new, replaces what changed, removes what is gone.
 
 Files are read in a thread ahead of the model; batches mix parts of several files and are committed 32 items
 at a time. A new version of a file stays hidden until its last part is there and then replaces the old one in

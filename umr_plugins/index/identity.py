@@ -63,10 +63,10 @@ class Identity:
             raise wrong_dim(self.dim, encoder.dim)
         if not empty and recorded is not None:
             raise FingerprintError(
-                f"this index was made with {described(self.config, self.dim)}, fingerprint {recorded[:12]}; you gave "
-                f"{described(config_of(encoder), encoder.dim)}, fingerprint {encoder.fingerprint[:12]}. Their vectors "
-                "can't be compared. Give the model and options that it was made with, or no model at all (the index "
-                "knows its own); or make a new index for the other model"
+                f"this index was made with {described(self.config, self.dim)}, fingerprint {recorded[:12]}; "
+                f"you gave {described(config_of(encoder), encoder.dim)}, fingerprint "
+                f"{encoder.fingerprint[:12]}. Their vectors can't be compared. Give the model and options "
+                "that it was made with, or no model at all (the index knows its own); or make a new index"
             )
         if not empty:
             log.warning(

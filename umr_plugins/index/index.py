@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from umr_plugins.errors import BatchError, InputError, ItemError, StorageError
-from umr_plugins.index.encode import checked_matrix, document_vectors, query_vector, vector_bytes
+from umr_plugins.errors import BatchError, InputError, StorageError
+from umr_plugins.index.adding import AddCall
+from umr_plugins.index.arguments import check_k, folder_and_url, loaded, no_string
+from umr_plugins.index.encode import query_vector
 from umr_plugins.index.folder_sync import FolderReport, FolderSync
 from umr_plugins.index.identity import Identity
 from umr_plugins.index.ledger import SCHEMA_VERSION, Stored, text_path
-from umr_plugins.index.rows import Row, check_id, check_metadata, content_hash, item_of, stored_pictures
+from umr_plugins.index.nearest import Search
+from umr_plugins.index.owners import close_store, open_store
+from umr_plugins.index.rows import check_id, item_of
 from umr_plugins.index.sources import Refused, Sources
-from umr_plugins.index.store import PROJECT_AT, close_store, ledger_file, open_store
+from umr_plugins.index.store import PROJECT_AT, ledger_file
 from umr_plugins.index.verify import VerifyReport, verify
 from umr_plugins.index.where import Where, check_where
 from umr_plugins.media.files import PagesMode
-from umr_plugins.types import Encoder, FloatArray, Hit, Item, ItemLike, OnError, as_item, check_on_error
+from umr_plugins.types import Encoder, FloatArray, Hit, ItemLike, OnError, as_item, check_on_error
 
 log = logging.getLogger(__name__)
 
 _SKIP_CHUNK = 256
-"""Items per commit of `add(..., on_error="skip")`, so that a long call that is killed keeps most of its work."""
+"""Items per commit of `add(..., on_error="skip")`, so that a kill costs little of a long call."""
 
 
 class Index:
@@ -71,13 +73,14 @@ class Index:
         ledger: str | os.PathLike[str] | None = None,
         create: bool | None = None,
     ) -> None:
-        folder, url = _place(path, ledger)
-        given: Encoder | None = _loaded(encoder)
+        folder, url = folder_and_url(path, ledger)
+        given: Encoder | None = loaded(encoder)
         self._encoder_lock = threading.Lock()
         self._closed = False
         may_create = folder is None or (create if create is not None else given is not None)
         self._store = open_store(folder, collection, url=url, create=may_create)
         try:
+            self._search = Search(self._store)
             self._sources = Sources(self._store.ledger)
             self._identity = Identity(self._store.ledger)
             self._encoder = given
@@ -153,95 +156,23 @@ class Index:
         """
         check_on_error(on_error)
         self._check_open()
-        values = list(items)
-        names = _listed("ids", ids, len(values))
-        _check_unique([check_id(name) for name in names if name is not None])
-        notes = [
-            check_metadata(value, at) for at, value in enumerate(_listed("metadatas", metadatas, len(values)))
-        ]
-        loads = _listed("payloads", payloads, len(values))
-        if any(load is not None and not isinstance(load, str) for load in loads):
-            raise InputError("payloads must be strings or None")
-        matrix = self._own_vectors(vectors, len(values))
+        call = AddCall(list(items), ids, metadatas, payloads, vectors, self._identity.dim)
         added: list[str] = []
-        step = max(len(values), 1) if on_error == "raise" else _SKIP_CHUNK
-        for start in range(0, len(values), step):
-            span = range(start, min(start + step, len(values)))
-            rows = self._rows(values, span, names, notes, loads, matrix, on_error, show_progress)
+        for span in call.spans(_SKIP_CHUNK if on_error == "skip" else None):
+            rows, errors = call.rows(
+                span, lambda: self.encoder, self._store.ledger.known_vectors, show_progress=show_progress
+            )
+            if errors and on_error == "raise":
+                raise BatchError(errors, len(call.values))
+            for refused in errors:
+                log.warning("not stored: %s", refused)
             with self._store.lock:
-                if matrix is not None:
-                    self._identity.fix_dim(matrix.shape[1])
+                if call.dim is not None:
+                    self._identity.fix_dim(call.dim)
                 self._store.ledger.put(rows)
-                self._store.project(at_least=1 if span.stop == len(values) else PROJECT_AT)
+                self._store.project(at_least=1 if span.stop == len(call.values) else PROJECT_AT)
             added += [row.id for row in rows]
         return added
-
-    def _own_vectors(self, vectors: Any, count: int) -> FloatArray | None:
-        if vectors is None:
-            return None
-        if not count and not len(vectors):
-            return None
-        matrix = checked_matrix(vectors, self._identity.dim)
-        if len(matrix) != count:
-            raise InputError(f"vectors has {len(matrix)} rows for {count} items")
-        bad = np.flatnonzero(~np.isfinite(matrix[:, 0])).tolist()
-        if bad:
-            raise InputError(
-                f"vectors {bad[:10]} are zero or hold NaN or infinity; such rows can't be searched"
-            )
-        return matrix
-
-    def _rows(
-        self,
-        values: Sequence[Any],
-        span: range,
-        names: Sequence[str | None],
-        notes: Sequence[str],
-        loads: Sequence[str | None],
-        matrix: FloatArray | None,
-        on_error: OnError,
-        show_progress: bool,
-    ) -> list[Row]:
-        """Rows of a part of the call, ready to commit, or `BatchError` with everything that is wrong in it."""
-        errors: list[ItemError] = []
-        good: list[tuple[int, Item, Row]] = []
-        for at in span:
-            try:
-                item = as_item(values[at], at)
-                pictures, blobs = stored_pictures(item)
-                content = _own_content(item, pictures) if matrix is not None else content_hash(item)
-            except ItemError as error:
-                errors.append(error.at(at, names[at]))
-                continue
-            row = Row(
-                *(names[at] or content.hex()[:32], item.modality, item.text, pictures, content, b""),
-                *(notes[at], loads[at], matrix is not None),
-                blobs=blobs,
-            )
-            good.append((at, item, row))
-        made: Sequence[bytes | ItemError]
-        if matrix is not None:
-            made = [vector_bytes(matrix[at]) for at, _, _ in good]
-        else:
-            made = document_vectors(
-                lambda: self.encoder,
-                [item for _, item, _ in good],
-                [row.content for _, _, row in good],
-                self._store.ledger.known_vectors,
-                show_progress,
-            )
-        rows = []
-        for (at, _, row), vector in zip(good, made, strict=True):
-            if isinstance(vector, ItemError):
-                errors.append(_placed(vector, at, names[at]))
-            else:
-                rows.append(row.with_vector(vector))
-        errors.sort(key=lambda error: error.index or 0)
-        if errors and on_error == "raise":
-            raise BatchError(errors, len(values))
-        for refused in errors:
-            log.warning("not stored: %s", refused)
-        return rows
 
     def add_folder(
         self,
@@ -260,7 +191,8 @@ class Index:
 
         Args:
             root: the folder; a single file works too.
-            pages: embed a PDF page as `"image"`, `"fused"` with its text, or `"text"`. Default: the model's own.
+            pages: embed a PDF page as `"image"`, `"fused"` with its text, or `"text"`; default:
+                what the model does best.
             show_progress: a bar on stderr.
             on_commit: called after each ledger commit with the number of items committed in this run.
             retry_refused: also read refused files again that have not changed.
@@ -351,7 +283,7 @@ class Index:
         instruction: str | None = None,
     ) -> list[list[Hit]]:
         """`search` for several queries, which are encoded together."""
-        count, condition = _check_k(k), check_where(where)
+        count, condition = check_k(k), check_where(where)
         self._check_open()
         items = [as_item(query, at) for at, query in enumerate(queries)]
         if not items or not count or not self.count():
@@ -361,13 +293,13 @@ class Index:
 
     def search_vector(self, vector: Any, k: int = 10, where: Where | None = None) -> list[Hit]:
         """The `k` items nearest to a query vector `[dim]`."""
-        count, condition = _check_k(k), check_where(where)
+        count, condition = check_k(k), check_where(where)
         self._check_open()
         return self._nearest(vector, count, condition)
 
     def _nearest(self, vector: Any, k: int, where: dict[str, Any] | None) -> list[Hit]:
         query = query_vector(vector, self._identity.dim)
-        found = self._store.nearest(query, k, where)
+        found = self._search.nearest(query, k, where)
         rows = self._store.ledger.stored([seq for seq, _ in found])
         # An item that another thread has just deleted is left out.
         return [self._hit(rows[seq], score) for seq, score in found if seq in rows]
@@ -377,7 +309,7 @@ class Index:
     def get(self, ids: Iterable[str]) -> list[Hit]:
         """Items by id, in the order asked for; unknown ids are left out. Their `score` is NaN."""
         self._check_open()
-        names = [check_id(name) for name in _no_string("ids", ids)]
+        names = [check_id(name) for name in no_string("ids", ids)]
         seqs = self._store.ledger.seqs_of(names)
         rows = self._store.ledger.stored(list(seqs.values()))
         return [self._hit(rows[seqs[name]], float("nan")) for name in names if seqs.get(name) in rows]
@@ -389,7 +321,7 @@ class Index:
             InputError: an id is not in the index.
         """
         self._check_open()
-        names = [check_id(name) for name in _no_string("ids", ids)]
+        names = [check_id(name) for name in no_string("ids", ids)]
         seqs = self._store.ledger.seqs_of(names)
         found = self._store.ledger.vectors(list(seqs.values()))
         unknown = [name for name in names if seqs.get(name) not in found]
@@ -410,12 +342,12 @@ class Index:
         condition = check_where(where)
         if (ids is None) == (condition is None):
             raise InputError("delete takes either ids or a non-empty where")
-        names = None if ids is None else [check_id(name) for name in _no_string("ids", ids)]
+        names = None if ids is None else [check_id(name) for name in no_string("ids", ids)]
         with self._store.lock:
             if names is not None:
                 seqs = list(self._store.ledger.seqs_of(names).values())
             else:
-                seqs = self._store.matching(condition)
+                seqs = self._search.matching(condition)
             count = self._store.ledger.bury(seqs)
             self._store.project()
         return count
@@ -459,7 +391,7 @@ class Index:
         return verify(self._store)
 
     def rebuild(self) -> None:
-        """Make Chroma's side anew from the ledger, without running the model; also when it is damaged or gone."""
+        """Make Chroma's side anew from the ledger, damaged or gone as it may be; no model runs."""
         self._check_open()
         self._store.rebuild()
 
@@ -469,7 +401,7 @@ class Index:
         return self._sources.roots()
 
     def info(self) -> dict[str, Any]:
-        """Facts, as JSON values: items, files, roots, model, fingerprint, dim, dtype, what was mended, …"""
+        """Facts, as JSON values: items, files, roots, model, fingerprint, dim, dtype, what was mended."""
         self._check_open()
         pending, buried = self._store.ledger.behind()
         return {
@@ -510,76 +442,6 @@ class Index:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.count()} items"
         return f"Index({str(self._store.folder) if self._store.folder else None!r}, {state})"
-
-
-def _place(
-    path: str | os.PathLike[str] | None, ledger: str | os.PathLike[str] | None
-) -> tuple[Path | None, str | None]:
-    """(folder of the ledger, server URL)."""
-    if isinstance(path, str) and "://" in path:
-        if ledger is None:
-            raise InputError(
-                "with a server URL the ledger needs a local folder: Index(url, encoder, ledger='folder')"
-            )
-        return Path(ledger).expanduser(), path
-    if ledger is not None:
-        raise InputError("ledger= is for server URLs; a folder holds its own ledger")
-    if path is None:
-        return None, None
-    if not str(path):
-        raise InputError("path is empty; give a folder, a server URL, or None for memory")
-    return Path(path).expanduser(), None
-
-
-def _loaded(encoder: Encoder | str | None) -> Encoder | None:
-    if isinstance(encoder, str):
-        from umr_plugins.embedder import shared_embedder
-
-        return cast(Encoder, shared_embedder(model=encoder))
-    if encoder is not None and not hasattr(encoder, "encode_documents"):
-        raise InputError(f"encoder must be an Embedder, a model's name or None, got {type(encoder).__name__}")
-    return encoder
-
-
-def _own_content(item: Item, pictures: str | None) -> bytes:
-    """Names an item whose vector the caller brings; its pictures need not be readable then."""
-    try:
-        return content_hash(item)
-    except ItemError:
-        return hashlib.sha256(json.dumps([item.text, pictures]).encode()).digest()
-
-
-def _listed(name: str, values: Iterable[Any] | None, count: int) -> list[Any]:
-    if values is None:
-        return [None] * count
-    found = list(_no_string(name, values))
-    if len(found) != count:
-        raise InputError(f"{name} has {len(found)} entries for {count} items")
-    return found
-
-
-def _no_string(name: str, values: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(values, str | bytes | Mapping):
-        raise InputError(f"{name} must be a list, got {type(values).__name__}")
-    return values
-
-
-def _check_unique(names: Sequence[str]) -> None:
-    seen: set[str] = set()
-    twice = {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
-    if twice:
-        raise InputError(f"ids given more than once in this call: {sorted(twice)[:10]}")
-
-
-def _check_k(k: Any) -> int:
-    if isinstance(k, bool) or not hasattr(k, "__index__") or int(k) < 0:
-        raise InputError(f"k must be a whole number of at least 0, got {k!r}")
-    return int(k)
-
-
-def _placed(error: ItemError, index: int, name: str | None) -> ItemError:
-    # The encoder counts within the batch it was given; the caller knows positions in the call.
-    return ItemError(error.code, error.reason, stage=error.stage, index=index, name=error.name or name)
 
 
 __all__ = ["FolderReport", "Index", "Refused", "VerifyReport"]

@@ -63,6 +63,9 @@ CREATE INDEX item_blobs_hash ON item_blobs(hash);
 """
 
 
+_LISTED = "IN (SELECT value FROM json_each(?))"  # takes a JSON list, since SQLite limits the ?s of a query
+
+
 @dataclass(frozen=True)
 class Stored:
     """One item read back, without its vector."""
@@ -78,6 +81,10 @@ class Stored:
     payload: str | None
 
 
+_INSERT = (
+    "INSERT INTO items (id, source, part, page, modality, text, pictures, metadata, payload, content, own, "
+    "state, vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 _STORED = (
     "SELECT i.seq, i.id, s.path, i.page, i.modality, i.text, i.pictures, i.metadata, i.payload "
     "FROM items i LEFT JOIN sources s ON s.id = i.source "
@@ -116,8 +123,8 @@ class Ledger:
         [(version,)] = self._db.execute("PRAGMA user_version").fetchall()
         if version > SCHEMA_VERSION:
             raise StorageError(
-                f"{self.file} has schema {version}; this version of umr-plugins reads up to {SCHEMA_VERSION}. "
-                "Upgrade umr-plugins: pip install -U umr-plugins"
+                f"{self.file} has schema {version}; this version of umr-plugins reads up to "
+                f"{SCHEMA_VERSION}. Upgrade it: pip install -U umr-plugins"
             )
         if version == SCHEMA_VERSION:
             return
@@ -238,20 +245,10 @@ class Ledger:
                 if old is not None:
                     self.bury([old])
                 cursor = self._run(
-                    "INSERT INTO items (id, source, part, page, modality, text, pictures, metadata, payload, content, "
-                    "own, state, vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    _INSERT,
                     [
-                        *(
-                            row.id,
-                            source,
-                            row.part,
-                            row.page,
-                            row.modality,
-                            row.text,
-                            row.pictures,
-                            row.metadata,
-                        ),
-                        *(row.payload, row.content, int(row.own), state, row.vector),
+                        *(row.id, source, row.part, row.page, row.modality, row.text, row.pictures),
+                        *(row.metadata, row.payload, row.content, int(row.own), state, row.vector),
                     ],
                 )
                 for key, data in row.blobs.items():
@@ -262,16 +259,17 @@ class Ledger:
         """Delete items and remember to delete them from the projection; says how many there were."""
         with self.transaction():
             listed = json.dumps(list(seqs))
-            chosen = "(SELECT value FROM json_each(?))"
             self._run(
-                f"INSERT OR IGNORE INTO tombstones SELECT seq FROM items WHERE seq IN {chosen} AND state != {STAGED}",
+                f"INSERT OR IGNORE INTO tombstones SELECT seq FROM items WHERE seq {_LISTED} "
+                f"AND state != {STAGED}",
                 [listed],
             )
-            blobs = self._all(f"SELECT DISTINCT hash FROM item_blobs WHERE seq IN {chosen}", [listed])
-            count = self._run(f"DELETE FROM items WHERE seq IN {chosen}", [listed]).rowcount
+            blobs = self._all(f"SELECT DISTINCT hash FROM item_blobs WHERE seq {_LISTED}", [listed])
+            count = self._run(f"DELETE FROM items WHERE seq {_LISTED}", [listed]).rowcount
             for (key,) in blobs:
                 self._run(
-                    "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS (SELECT 1 FROM item_blobs WHERE hash = ?1)",
+                    "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS "
+                    "(SELECT 1 FROM item_blobs WHERE hash = ?1)",
                     [key],
                 )
             return count
@@ -294,21 +292,21 @@ class Ledger:
 
     def seqs_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Sequence numbers of those ids that are there."""
-        sql = f"SELECT id, seq FROM items WHERE state != {STAGED} AND id IN (SELECT value FROM json_each(?))"
-        return dict(self._all(sql, [json.dumps(list(ids))]))  # type: ignore[arg-type]  # two columns
+        sql = f"SELECT id, seq FROM items WHERE state != {STAGED} AND id {_LISTED}"
+        return dict(self._all(sql, [json.dumps(list(ids))]))
 
     def stored(self, seqs: Sequence[int]) -> dict[int, Stored]:
         """Visible items by sequence number; absent ones are left out."""
         rows = self._all(
-            _STORED + f"WHERE i.seq IN (SELECT value FROM json_each(?)) AND i.state != {STAGED}",
+            _STORED + f"WHERE i.seq {_LISTED} AND i.state != {STAGED}",
             [json.dumps(list(seqs))],
         )
-        return {row[0]: Stored(*row[:7], json.loads(row[7]), row[8]) for row in rows}
+        return {row[0]: Stored(*row[:7], *[json.loads(row[7]), row[8]]) for row in rows}
 
     def vectors(self, seqs: Sequence[int]) -> dict[int, FloatArray]:
         """Vectors by sequence number; absent items are left out."""
         rows = self._all(
-            f"SELECT seq, vector FROM items WHERE seq IN (SELECT value FROM json_each(?)) AND state != {STAGED}",
+            f"SELECT seq, vector FROM items WHERE seq {_LISTED} AND state != {STAGED}",
             [json.dumps(list(seqs))],
         )
         return {seq: np.frombuffer(vector, dtype="<f4") for seq, vector in rows}
@@ -362,15 +360,13 @@ class Ledger:
     def mark_projected(self, seqs: Sequence[int]) -> None:
         """Chroma has confirmed these."""
         self._run(
-            f"UPDATE items SET state = {PROJECTED} WHERE state = {PENDING} AND seq IN (SELECT value FROM json_each(?))",
+            f"UPDATE items SET state = {PROJECTED} WHERE state = {PENDING} AND seq {_LISTED}",
             [json.dumps(list(seqs))],
         )
 
     def clear_tombstones(self, seqs: Sequence[int]) -> None:
         """Chroma has forgotten these."""
-        self._run(
-            "DELETE FROM tombstones WHERE seq IN (SELECT value FROM json_each(?))", [json.dumps(list(seqs))]
-        )
+        self._run(f"DELETE FROM tombstones WHERE seq {_LISTED}", [json.dumps(list(seqs))])
 
     def mark_all_projected(self) -> None:
         """A projection was written from scratch."""

@@ -39,8 +39,8 @@ class FolderLock:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(
-                f"can't write in the index folder {folder}: {error.strerror}. An index needs write access, also "
-                "for searching (opening repairs it); copy it to a folder you can write"
+                f"can't write in the index folder {folder}: {error.strerror}. An index needs write access, "
+                "also for searching (opening repairs it); copy it to a folder you can write"
             ) from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,8 +50,8 @@ class FolderLock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise StorageError(f"can't lock {self.path}: {error.strerror}") from error
             raise IndexLockedError(
-                f"the index {folder} is open in another process{holder}. Only one process at a time may have it; "
-                "close that one, or let it serve (umr serve) and send your requests there"
+                f"the index {folder} is open in another process{holder}. Only one process at a time may have "
+                "it; close that one, or let it serve (umr serve) and send your requests there"
             ) from None
         with contextlib.suppress(OSError):  # the pid is only for the message above; a full disk may refuse it
             os.ftruncate(self._descriptor, 0)

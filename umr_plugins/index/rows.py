@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _reference(picture: Any, blobs: dict[bytes, bytes]) -> dict[str, Any]:
     return {"blob": key.hex()}
 
 
-def _is_url(picture: Any) -> bool:
+def _is_url(picture: object) -> TypeGuard[str]:
     return isinstance(picture, str) and picture[:8].lower().startswith(("http://", "https://"))
 
 
@@ -213,8 +213,8 @@ def _check_json(value: object, where: str, depth: int) -> None:
             _check_json(part, where, depth + 1)
     elif not (value is None or isinstance(value, str | bool | int | float)):
         raise InputError(
-            f"{where} is a {type(value).__name__}; allowed are strings, numbers, booleans, None, lists and dicts "
-            "(turn dates into strings, numpy numbers into int or float)"
+            f"{where} is a {type(value).__name__}; allowed are strings, numbers, booleans, None, lists and "
+            "dicts (turn dates into strings, numpy numbers into int or float)"
         )
 
 

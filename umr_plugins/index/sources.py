@@ -68,7 +68,8 @@ class Sources:
     def find(self, path: bytes) -> Source | None:
         """The file at an absolute path, if known."""
         rows = self._ledger.read(
-            "SELECT id, state, path, size, mtime_ns, inode, sha256, pages, reader FROM sources WHERE path = ?",
+            "SELECT id, state, path, size, mtime_ns, inode, sha256, pages, reader FROM sources "
+            "WHERE path = ?",
             [path],
         )
         return Source(rows[0][0], rows[0][1], Version(*rows[0][2:])) if rows else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.ledger import Ledger
-from umr_plugins.index.store import Store, projected, same_vector
+from umr_plugins.index.store import Store, blocks, projected, same_vector
 
 _BLOCK = 500
 _SHOWN = 20
@@ -73,7 +73,7 @@ def verify(store: Store) -> VerifyReport:
 def _vectors(ledger: Ledger, dim: int | None) -> list[str]:
     """Vectors of the ledger that are no unit vectors of the right length."""
     bad = 0
-    for seq_block in _blocks(ledger.seqs()):
+    for seq_block in blocks(ledger.seqs(), _BLOCK):
         for vector in ledger.vectors(seq_block).values():
             good = vector.shape == (dim,) and bool(np.isfinite(vector).all())
             bad += not (good and abs(float(np.linalg.norm(vector)) - 1) < 1e-3)
@@ -87,7 +87,7 @@ def _compare(ledger: Ledger, projection: Projection) -> tuple[list[str], list[st
     orphaned = sorted(names - expected)
     missing: list[str] = []
     wrong: list[str] = []
-    for block in _blocks(seqs):
+    for block in blocks(seqs, _BLOCK):
         rows, vectors = ledger.stored(block), ledger.vectors(block)
         found = {seq: (vector, metadata) for seq, vector, metadata in projection.read(block)}
         for seq in block:
@@ -101,7 +101,3 @@ def _compare(ledger: Ledger, projection: Projection) -> tuple[list[str], list[st
         if projection.count() != len(names):
             raise ProjectionError(f"it counts {projection.count()} items and lists {len(names)}")
     return missing, orphaned, wrong
-
-
-def _blocks(seqs: list[int]) -> list[list[int]]:
-    return [seqs[start : start + _BLOCK] for start in range(0, len(seqs), _BLOCK)]
