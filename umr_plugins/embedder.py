@@ -154,7 +154,7 @@ class Embedder:
         items: Sequence[ItemLike],
         instruction: str | None = None,
         *,
-        on_error: OnError,
+        on_error: OnError = ...,
         show_progress: bool = False,
     ) -> FloatArray | Encoded: ...
     def encode_queries(
@@ -191,7 +191,7 @@ class Embedder:
         items: Sequence[ItemLike],
         instruction: str | None = None,
         *,
-        on_error: OnError,
+        on_error: OnError = ...,
         show_progress: bool = False,
     ) -> FloatArray | Encoded: ...
     def encode_documents(
