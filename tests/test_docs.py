@@ -23,7 +23,7 @@ PAGES = [
 # The only thing that is changed: where a snippet would download GME-2B, it gets umr-tiny.
 REAL_TO_TINY = {
     "GMEEmbedding()": 'GMEEmbedding("umr-tiny")',
-    "GMEEmbeddings()": 'GMEEmbeddings("umr-tiny")',
+    "GMEEmbeddings()": 'GMEEmbeddings(model="umr-tiny")',
     "Embedder()": 'Embedder("umr-tiny")',
 }
 

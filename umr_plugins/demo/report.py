@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from umr_plugins import html
 from umr_plugins.cli.console import DEMO_NOTE, place, table
-from umr_plugins.demo import FILES, ROOT
+from umr_plugins.demo import ROOT
+from umr_plugins.demo.queries import Query
 from umr_plugins.demo.run import Asked, Comparison, DemoResult, K, Row
 from umr_plugins.types import Hit
 
@@ -17,7 +20,7 @@ SHOWN_RIGHT, SHOWN_WRONG = 3, 2
 
 _HEAD = ("query to answer", "n", "hit@1", f"hit@{K}", "95 % interval", "random", "BM25")
 _PURPOSE = {
-    "text_to_picture": "Words find a drawing. The drawings have no text to match, so BM25 finds nothing.",
+    "text_to_picture": "Words find a drawing, which has no text of its own.",
     "picture_to_text": "A picture finds the note that tells about it.",
     "picture_to_picture": "A picture finds another drawing of the same thing, in another style.",
     "fused_to_picture": "A picture and words together find a variation that neither would.",
@@ -63,14 +66,20 @@ def as_text(result: DemoResult, report: Path) -> str:
 
 def next_steps(result: DemoResult) -> list[str]:
     """Commands that go on from here."""
-    db = shlex.quote(place(result.db, None, ""))
+    umr, db = _program(), shlex.quote(place(result.db, None, ""))
     pictures = (each.query.item.image for each in result.asked)
     picture = next((each for each in pictures if isinstance(each, Path)), None)
     return [
-        f'umr search "a boat on the water" --db {db} --html boat.html',
-        *([f"umr search --image {shlex.quote(place(picture, None, ''))} --db {db}"] if picture else []),
-        "umr index YOUR_FOLDER --db my.db  # GME-2B, downloaded on first use; offline: --model umr-tiny",
+        f'{umr} search "a boat on the water" --db {db} --html boat.html',
+        *([f"{umr} search --image {shlex.quote(place(picture, None, ''))} --db {db}"] if picture else []),
+        f"{umr} index YOUR_FOLDER --db my.db  # GME-2B, downloaded on first use; offline: --model umr-tiny",
     ]
+
+
+def _program() -> str:
+    """How this command is called here: in an environment that is not activated, by its path."""
+    called = Path(sys.argv[0]).absolute()
+    return place(called, None, "") if called.name == "umr" and shutil.which("umr") is None else "umr"
 
 
 def write_report(target: Path, result: DemoResult) -> Path:
@@ -156,7 +165,7 @@ def _agreement(part: Comparison, queries: int) -> str:
 
 
 def _example(asked: Asked) -> str:
-    verdict = f"found at rank {asked.rank}" if asked.rank else f"missed: none of the first {K}"
+    verdict = f"found at rank {asked.rank}" if asked.rank else f"missed: {_wanted(asked.query)}"
     kind = "verdict right" if asked.rank else "verdict"
     cards = [
         html.card(
@@ -175,5 +184,11 @@ def _example(asked: Asked) -> str:
 def _name(hit: Hit) -> str:
     if hit.path is None:
         return hit.id
-    name = hit.path.relative_to(FILES).as_posix() if hit.path.is_relative_to(FILES) else hit.path.name
-    return f"{name}, page {hit.page}" if hit.page else name
+    return f"{hit.path.name}, page {hit.page}" if hit.page else hit.path.name
+
+
+def _wanted(query: Query) -> str:
+    names = [answer.id or (answer.path or "").rpartition("/")[2] for answer in query.answers]
+    pages = [f", page {answer.page}" if answer.page else "" for answer in query.answers]
+    shown = [name + page for name, page in zip(names, pages, strict=True)]
+    return " or ".join(shown[:2]) + (f" or {len(shown) - 2} others" if len(shown) > 2 else "")
