@@ -215,6 +215,8 @@ def _open(path: Path, root: Path | None, follow_link: bool) -> int:
 def _open_below(path: Path, root: Path) -> int:
     """Opens folder by folder from the root, so that none of them can be swapped for a link."""
     *folders, name = Path(path).absolute().relative_to(Path(root).absolute()).parts
+    if ".." in folders:
+        raise ValueError("a path that leaves the root")
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in folders:

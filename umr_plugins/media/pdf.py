@@ -131,8 +131,8 @@ def _pages(
             yield page
             if child.ended and done < len(numbers):
                 child.close()
-                child = _Child(data, numbers[done:], images)
                 try:
+                    child = _Child(data, numbers[done:], images)
                     child.open()
                 except ItemError as error:
                     lost = error

@@ -18,7 +18,7 @@ from umr_plugins.errors import InputError
 _LONGEST_HEADING: Final = 200  # characters; a longer line is a paragraph, whatever it begins with
 _HASHES: Final = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?")
 _UNDERLINE: Final = re.compile(r" {0,3}(=+|-+)[ \t\r]*")
-_FENCE: Final = re.compile(r"[ \t]*(`{3,}(?=[^`]*$)|~{3,})")
+_FENCE: Final = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})")
 _NO_TITLE: Final = re.compile(r"[ \t]*([-*+>|#]|\d+[.)]|$)|[ ]{4}|\t")
 _SENTENCE: Final = re.compile(r"[.!?…]['\"”’)\]]*\s+|[。！？｡]+[」』）]*")
 _LINE: Final = re.compile(r"\n+")
@@ -183,7 +183,7 @@ class _Packer:
         kept = self._kept(section.headings)
         full, outer = _path_line(kept), _path_line(kept[: max(0, len(kept) - section.shown)])
         budget = max(1, self._most - (self._count(full) if full else 0))
-        for number, text in enumerate(self._pieces(section.blocks, budget)):
+        for number, text in enumerate(self._pieces(section, budget)):
             yield Chunk(text, section.headings, (outer if number == 0 else full) + text)
 
     def _kept(self, headings: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,20 +193,22 @@ class _Packer:
                 return headings[first:]
         return ()
 
-    def _pieces(self, blocks: list[str], budget: int) -> Iterator[str]:
-        """Blocks joined while they fit; those that do not fit alone, cut."""
+    def _pieces(self, section: _Section, budget: int) -> Iterator[str]:
+        """Blocks joined while they fit; what does not fit alone is cut, its end joined to what follows."""
         held: list[str] = []
         size = 0
-        for block in blocks:
+        for number, block in enumerate(section.blocks):
             tokens = self._count(block) if len(block) <= _WIDEST * budget else budget + 1
-            if held and size + self._gap + tokens > budget:
+            if held and size + self._gap + tokens > budget and tokens <= budget and number > section.shown:
                 yield from self._joined(held, budget)
                 held, size = [], 0
-            if tokens > budget:
-                yield from self._cut(block, budget)
-                continue
-            size += tokens + (self._gap if held else 0)
             held.append(block)
+            size += tokens + (self._gap if len(held) > 1 else 0)
+            # Also headings and the first paragraph, so that no piece is headings alone.
+            if tokens > budget or (size > budget and number <= section.shown):
+                *pieces, last = self._cut("\n\n".join(held), budget, bool(_ROWS.match(block)))
+                yield from pieces
+                held, size = [last], self._count(last)
         if held:
             yield from self._joined(held, budget)
 
@@ -218,8 +220,8 @@ class _Packer:
         else:
             yield from self._cut(text, budget)
 
-    def _cut(self, text: str, budget: int) -> Iterator[str]:
-        cuts = (_LINE, _WORD) if _ROWS.match(text) else (_SENTENCE, _LINE, _WORD)
+    def _cut(self, text: str, budget: int, rows: bool = False) -> Iterator[str]:
+        cuts = (_LINE, _WORD) if rows else (_SENTENCE, _LINE, _WORD)
         start = 0
         while start < len(text):
             end = start + self._reach(text, start, budget)

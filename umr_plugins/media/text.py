@@ -122,8 +122,8 @@ def _wide(data: bytes) -> str | None:
         return None
     zeros = [head[start::4].count(0) / max(1, len(head[start::4])) for start in range(4)]
     patterns = {
-        "utf-32-le": zeros[0] < 0.1 and min(zeros[2:]) > 0.9,
-        "utf-32-be": zeros[3] < 0.1 and min(zeros[:2]) > 0.9,
+        "utf-32-le": zeros[0] < 0.1 and zeros[3] == 1 and zeros[2] > 0.5,
+        "utf-32-be": zeros[3] < 0.1 and zeros[0] == 1 and zeros[1] > 0.5,
         "utf-16-le": max(zeros[0], zeros[2]) < 0.1 and min(zeros[1], zeros[3]) > 0.4,
         "utf-16-be": max(zeros[1], zeros[3]) < 0.1 and min(zeros[0], zeros[2]) > 0.4,
     }
