@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -140,7 +140,9 @@ def main() -> None:
         start, spent = state["step"], state["seconds"]
     log = (arguments.out / "log.jsonl").open("a", encoding="utf-8")
     base_rates = (arguments.muon_rate, arguments.adam_rate)
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    pool.submit(int).result()
+    torch.set_num_threads(arguments.threads)  # the setter is per thread for OpenMP, but global for MKL
 
     def load(step: int) -> tuple:
         batch = sampler.draw(step)
