@@ -72,7 +72,8 @@ def checked_matrix(vectors: Any, dim: int | None) -> FloatArray:
         FingerprintError: another dimension than the index has.
     """
     try:
-        matrix = np.asarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+            matrix = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError("vectors must be an array [n, dim] of numbers") from error
     if matrix.ndim != 2 or matrix.shape[1] == 0:
@@ -103,7 +104,8 @@ def query_vector(vector: Any, dim: int | None) -> FloatArray:
         FingerprintError: another dimension than the index has.
     """
     try:
-        array = np.asarray(vector, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused below
+            array = np.asarray(vector, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise InputError("a query vector must be a list or array of numbers") from error
     if array.ndim == 2 and array.shape[0] == 1:

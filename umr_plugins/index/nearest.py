@@ -17,7 +17,7 @@ import numpy as np
 from umr_plugins.errors import StorageError
 from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.store import RETRY_SECONDS, Store, blocks, projected
-from umr_plugins.index.where import matches
+from umr_plugins.index.where import matches, superset
 from umr_plugins.types import FloatArray
 
 log = logging.getLogger(__name__)
@@ -47,22 +47,26 @@ class Search:
         wanted = OVER_FETCH * k + 16 + buried
         if where is None and wanted >= total:
             return self._scan(query, k, None)
-        candidates = self._ask(query, min(wanted, total), where)
+        candidates = self._ask(query, k, min(wanted, total), where)
         if candidates is None:
             return self._scan(query, k, where)
         return self._rescored(query, candidates + self._passing(waiting, where), k)
 
-    def _ask(self, query: FloatArray, count: int, where: dict[str, Any] | None) -> list[int] | None:
-        """Chroma's candidates; None when it can't answer."""
+    def _ask(self, query: FloatArray, k: int, count: int, where: dict[str, Any] | None) -> list[int] | None:
+        """Chroma's candidates; None when it has no good answer."""
+        condition = superset(where)
         for attempt in range(2):
             with self._store.lock:
                 projection = self._store.projection
             try:
                 if projection is None:
                     raise ProjectionError("Chroma is not open")
-                found = projection.query(query, count, where)
-                # The graph may reach fewer rows than there are; a filter may leave fewer than asked for.
-                return found if len(found) >= count else projection.matching(where)
+                found = projection.query(query, count, condition)
+                if complete := len(found) < count:
+                    # The graph may reach fewer rows than there are, and a filter leave fewer than asked for.
+                    found = projection.matching(condition)
+                passing = self._passing(found, where)
+                return passing if complete or len(passing) >= k else None
             except ProjectionError as error:
                 if attempt or not self._recover(projection, error):
                     return None

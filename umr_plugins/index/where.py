@@ -1,7 +1,8 @@
 """Metadata filters in Chroma's notation, checked and evaluated here.
 
-Evaluated in Python where Chroma can't be asked (rows that are not projected yet, a full disk) with the same
-meaning: a negated operator matches rows that lack the key, and numbers never equal strings.
+`matches` decides; Chroma is asked for a superset, since it cuts 2.5 to 2 when it compares with an integer.
+The meaning is Chroma's otherwise: a negated operator matches rows that lack the key, whole and decimal numbers
+compare by value, and a number, a string and a boolean are never equal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _LIST = ("$in", "$nin")
 _CONTAINS = ("$contains", "$not_contains")
 _OPERATORS = (*_EQUAL, *_COMPARE, *_LIST, *_CONTAINS)
 _JOIN = ("$and", "$or")
+_EVERYTHING = {"umr:absent": {"$ne": ""}}  # no row has that key
 
 
 def check_where(where: Where | None) -> dict[str, Any] | None:
@@ -104,12 +106,42 @@ def matches(metadata: Mapping[str, Any], where: Where | None) -> bool:
     return _passes(metadata.get(key), operator, operand)
 
 
+def superset(where: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A filter for Chroma that lets through at least what `where` does."""
+    if where is None:
+        return None
+    [(key, value)] = where.items()
+    if key in _JOIN:
+        return {key: [superset(part) for part in value]}
+    [(operator, operand)] = value.items()
+    return {key: {operator: operand}} if _is_safe(operand) else _wider(key, operator, operand)
+
+
+def _is_safe(operand: Any) -> bool:
+    if isinstance(operand, list):
+        return all(_is_safe(each) for each in operand)
+    return not isinstance(operand, float) or operand.is_integer()
+
+
+def _wider(key: str, operator: str, operand: Any) -> dict[str, Any]:
+    if operator in ("$lt", "$lte"):
+        return {key: {operator: math.ceil(operand)}}
+    if operator in ("$gt", "$gte"):
+        return {key: {operator: math.floor(operand)}}
+    if operator in ("$ne", "$nin"):
+        kept = [each for each in (operand if isinstance(operand, list) else [operand]) if _is_safe(each)]
+        return {key: {"$nin": kept}} if kept else _EVERYTHING
+    return {key: {operator: operand}}
+
+
 def _passes(stored: Any, operator: str, operand: Any) -> bool:
     if operator in ("$ne", "$nin", "$not_contains"):
         positive = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$contains"}[operator]
         return not _passes(stored, positive, operand)
     if operator == "$contains":
-        return isinstance(stored, list) and any(_same(each, operand) for each in stored)
+        return isinstance(stored, list) and any(
+            type(each) is type(operand) and each == operand for each in stored
+        )
     if operator == "$in":
         return any(_same(stored, each) for each in operand)
     if operator == "$eq":
@@ -127,4 +159,6 @@ def _passes(stored: Any, operator: str, operand: Any) -> bool:
 
 
 def _same(left: Any, right: Any) -> bool:
-    return type(left) is type(right) and bool(left == right)
+    numbers = isinstance(left, int | float) and isinstance(right, int | float)
+    same_kind = isinstance(left, bool) == isinstance(right, bool) if numbers else type(left) is type(right)
+    return same_kind and bool(left == right)
