@@ -66,7 +66,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_snippets_run(snippet: str, folder: Path) -> None:
     for real, tiny in REAL_TO_TINY.items():
         snippet = snippet.replace(real, tiny)
-    assert "gme-" not in snippet.lower(), "a snippet would download a real model"
     exec(compile(snippet, "<snippet>", "exec"), {"__name__": "__main__"})
 
 
