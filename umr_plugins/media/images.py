@@ -15,7 +15,6 @@ import io
 import re
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from umr_plugins.errors import ItemError
 from umr_plugins.media import folder
 from umr_plugins.media.kinds import PICTURES, sniff
 from umr_plugins.media.modes import to_rgb
+from umr_plugins.media.quiet import quiet_pillow
 from umr_plugins.types import ImageSource, PageImage
 
 MAX_PIXELS: Final = 40_000_000
@@ -252,7 +252,7 @@ def _strip(image: Image.Image) -> Image.Image:
 @contextmanager
 def _pillow(stage: str) -> Iterator[None]:
     """Turns whatever a decoder raises into `ItemError`, without its words: they can hold addresses."""
-    with _quiet():
+    with quiet_pillow():
         try:
             yield
         except ItemError:
@@ -271,48 +271,3 @@ def _pillow(stage: str) -> Iterator[None]:
                 "the picture is damaged or cut short and can't be decoded; mend or replace it",
                 stage="open" if stage == "open" else "decode",
             ) from None
-
-
-class _Quiet:
-    """Silences Pillow's own warnings while any thread decodes.
-
-    `warnings.catch_warnings` swaps global state, so threads that enter and leave in any order would
-    restore each other's filters: the first one in sets the filter, the last one out restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved: warnings.catch_warnings[None] | None = None
-
-    def enter(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._saved is not None:
-                self._saved.__exit__(None, None, None)
-                self._saved = None
-
-
-_QUIET = _Quiet()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    if getattr(sys.flags, "context_aware_warnings", False):  # Python 3.14: filters are each thread's own
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-        return
-    _QUIET.enter()
-    try:
-        yield
-    finally:
-        _QUIET.leave()

@@ -63,9 +63,6 @@ _HTML: Final = re.compile(
     rb"<(!doctype\s+html|html|head|body|script|title|meta|div|p|h1)[\s>/]", re.IGNORECASE
 )
 
-TEXTUAL: Final = frozenset({"HTML", "XML", "SVG", "Git LFS pointer", "rich text (RTF)", "PostScript or EPS"})
-"""Kinds that are made of characters."""
-
 
 def sniff(data: bytes) -> str | None:
     """The kind of file that `data` begins like, or None. Looks at the first kilobyte only."""
