@@ -76,13 +76,17 @@ def grid(cards: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(cards)}</div>'
 
 
-def card(item: Item, roots: Sequence[Path], *, title: str, note: str = "", kind: str = "") -> str:
-    """One item: its picture or page, or the beginning of its text; where it is; a note."""
+def card(
+    item: Item, roots: Sequence[Path], *, title: str, note: str = "", hint: str = "", kind: str = ""
+) -> str:
+    """One item: its picture or page, or the beginning of its text; its name, a note, a hint on hovering."""
     shown = picture(item, roots)
     words = f'<div class="words">{escape(_cut(item.text, 220))}</div>' if item.text else ""
     inside = shown + (words if item.text and (not shown or not _is_page(item)) else "")
     name = escape(title)
-    caption = f'<figcaption><b title="{name}">{name}</b><span>{escape(note)}</span></figcaption>'
+    caption = (
+        f'<figcaption><b title="{escape(hint or title)}">{name}</b><span>{escape(note)}</span></figcaption>'
+    )
     return f'<figure class="card {escape(kind)}"><div class="body">{inside}</div>{caption}</figure>'
 
 

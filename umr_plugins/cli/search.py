@@ -64,7 +64,8 @@ def write_page(target: Path, query: Item, hits: list[Hit], roots: list[Path], *,
         html.card(
             hit.item,
             roots,
-            title=place(hit.path, hit.page, hit.id),
+            title=hit.id if hit.path is None else place(Path(hit.path.name), hit.page, ""),
+            hint=place(hit.path, hit.page, hit.id),
             note=f"{rank}. {hit.score:.3f} {hit.modality}",
         )
         for rank, hit in enumerate(hits, start=1)
