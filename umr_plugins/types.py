@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from umr_plugins.errors import InputError, ItemError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-FloatArray: TypeAlias = NDArray[np.float32]
+FloatArray: TypeAlias = "NDArray[np.float32]"
+"""Vectors; a name in quotes, so that importing the package imports no numpy."""
 
 Modality = Literal["text", "image", "fused"]
 Role = Literal["query", "document"]

@@ -196,7 +196,7 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = Qwen2VLModel.from_pretrained(
+        loaded: Any = Qwen2VLModel.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -209,6 +209,7 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+    model, report = loaded
     unexpected = sorted(name for name in report["unexpected_keys"] if not name.startswith("lm_head."))
     problems = {
         "missing tensors": sorted(report["missing_keys"]),
