@@ -6,7 +6,6 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
-SOURCES  := umr_plugins integrations examples benchmarks tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types check format crash clean
@@ -23,8 +22,8 @@ test: $(STAMP) ## Run all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## Check style, change nothing
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## Check types of the core
 	$(BIN)/mypy
@@ -32,8 +31,8 @@ types: $(STAMP) ## Check types of the core
 check: lint types test ## lint, types and test
 
 format: $(STAMP) ## Rewrite files in the project's style
-	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 crash: $(STAMP) ## Kill `umr index` 60 times at random moments and check what is left, beside bare Chroma
 	$(BIN)/python benchmarks/crash/kill_index.py --kills 60 $(ARGS)

@@ -105,6 +105,8 @@ def picture(item: Item, roots: Sequence[Path]) -> str:
     if not may_open(source, roots):
         return paragraph("picture outside the indexed folders: not opened", "missing")
     try:
+        if isinstance(source, PageImage):  # its upper part fills the card, so that its headline can be read
+            return f'<img alt="" class="page" src="{thumbnail(source, 2 * SIDE)}">'
         return f'<img alt="" src="{thumbnail(source)}">'
     except ItemError as error:
         return paragraph(f"picture can't be shown: {error.reason}", "missing")
