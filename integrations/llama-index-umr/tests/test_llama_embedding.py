@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import hashlib
 import inspect
 import io
 import json
@@ -310,7 +311,7 @@ def test_both_event_systems_see_every_embedding(encoder: FakeEncoder, photo: Pat
     root = get_dispatcher()
     root.add_event_handler(recorder)
     data = photo.read_bytes()
-    key = f"<image sha256:{__import__('hashlib').sha256(data).hexdigest()}>"
+    key = f"<image sha256:{hashlib.sha256(data).hexdigest()}>"
     calls: dict[str, tuple[Any, list[str]]] = {
         "text": (lambda: gme.get_text_embedding("cat"), ["cat"]),
         "query": (lambda: gme.get_query_embedding("cat"), ["cat"]),

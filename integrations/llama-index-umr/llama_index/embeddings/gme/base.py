@@ -1,39 +1,35 @@
-"""`GMEEmbedding`: the models of umr-plugins behind LlamaIndex's embedding interface."""
+"""`GMEEmbedding`: the models of umr-plugins for LlamaIndex; their options, and how copies share them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import sys
+from os import PathLike, fspath
+from typing import Any, Literal, Self
 
-import numpy as np
-from llama_index.core.base.embeddings.base import Embedding
-from llama_index.core.schema import BaseNode, ImageType, QueryBundle
-from llama_index.embeddings.gme.nodes import as_picture, describe, item_of, queries_of
-from llama_index.embeddings.gme.observing import observed
-from llama_index.embeddings.gme.options import ModelOptions
-from llama_index.embeddings.gme.worker import in_worker
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager
+from llama_index.embeddings.gme.encoding import ItemEmbedding
+from llama_index.embeddings.gme.observing import NeverCached
 
-from umr_plugins.errors import BatchError, ItemError
-from umr_plugins.types import (
-    Encoded,
-    FloatArray,
-    ImageSource,
-    Item,
-    ItemLike,
-    OnError,
-    Role,
-    check_on_error,
-    chunks,
+from umr_plugins.errors import InputError
+from umr_plugins.types import Encoder
+
+DEFAULT_MODEL = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
+_OPTIONS = (
+    "device",
+    "dtype",
+    "dim",
+    "min_image_tokens",
+    "max_image_tokens",
+    "max_length",
+    "positions",
+    "max_batch_tokens",
+    "revision",
+    "adapter",
 )
 
-_log = logging.getLogger(__name__)
 
-_GROUP = 2048  # nodes per call of the model and per pair of events; the size LlamaIndex inserts in
-
-
-class GMEEmbedding(ModelOptions):
+class GMEEmbedding(ItemEmbedding):
     """Embeds text, pictures and picture-with-text into one vector space.
 
     `GMEEmbedding()` is GME-2B. The model is loaded on first use, once per process and set of options:
@@ -67,217 +63,117 @@ class GMEEmbedding(ModelOptions):
         InputError: `embeddings_cache` given, or `encoder` together with options of the model.
     """
 
+    # Every option is a field, because LlamaIndex rebuilds, dumps and hashes components by their fields.
+
+    model_name: str = Field(default=DEFAULT_MODEL, description="Bundled alias, checkpoint folder or hub id.")
+    device: str | None = Field(default=None, description="Where the model runs.")
+    dtype: str | None = Field(default=None, description="Number format of the weights.")
+    dim: int | None = Field(default=None, description="Shorter vectors, for models trained for it.")
+    min_image_tokens: int | None = Field(default=None, description="Lower limit of tokens per picture.")
+    max_image_tokens: int | None = Field(default=None, description="Upper limit of tokens per picture.")
+    max_length: int | None = Field(default=None, description="Longest input in tokens.")
+    positions: Literal["sequential", "mrope"] | None = Field(default=None, description="Position ids.")
+    max_batch_tokens: int | None = Field(default=None, description="Tokens per forward pass.")
+    revision: str | None = Field(default=None, description="Revision of a hub checkpoint.")
+    adapter: str | None = Field(default=None, description="Folder or hub id of a LoRA adapter.")
+
+    _encoder: Encoder | None = PrivateAttr(default=None)
+    _encoder_options: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        model_name: str | PathLike[str] | None = None,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+        dim: int | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        max_length: int | None = None,
+        positions: Literal["sequential", "mrope"] | None = None,
+        max_batch_tokens: int | None = None,
+        revision: str | None = None,
+        adapter: str | PathLike[str] | None = None,
+        instruction: str | None = None,
+        encoder: Encoder | None = None,
+        embed_batch_size: int = 256,
+        num_workers: int | None = None,
+        rate_limiter: Any = None,
+        callback_manager: CallbackManager | None = None,
+        embeddings_cache: None = None,
+    ) -> None:
+        if embeddings_cache is not None:
+            raise InputError(
+                "embeddings_cache is not supported: LlamaIndex keys it by text alone, so a query would get a "
+                "document's vector and one model another's. Keep vectors in a store (UMRVectorStore) instead."
+            )
+        arguments = locals()
+        given = {name: _plain(arguments[name]) for name in _OPTIONS if arguments[name] is not None}
+        if encoder is not None:
+            if model_name is not None or given:
+                names = ", ".join(["model_name"] * (model_name is not None) + list(given))
+                raise InputError(f"encoder has its own options: give either it or {names}")
+            config = dict(getattr(encoder, "config", {}))
+            model_name = str(config.get("model", type(encoder).__name__))
+            given = {name: config[name] for name in _OPTIONS if config.get(name) is not None}
+        super().__init__(
+            model_name=DEFAULT_MODEL if model_name is None else _plain(model_name),
+            instruction=instruction,
+            embed_batch_size=embed_batch_size,
+            num_workers=num_workers,
+            rate_limiter=rate_limiter,
+            callback_manager=callback_manager or CallbackManager([]),
+            **given,
+        )
+        self._encoder, self._encoder_options = encoder, self._model_options()
+
     @classmethod
     def class_name(cls) -> str:
         """Name under which LlamaIndex serialises the class."""
         return "GMEEmbedding"
 
-    # --- nodes ------------------------------------------------------------------------------------------
+    @property
+    def encoder(self) -> Encoder:
+        """The model: the one given as `encoder`, or the shared one, which is loaded on first use."""
+        options = self._model_options()
+        if self._encoder is not None and self._encoder_options == options:
+            return self._encoder  # a copy whose options were changed has a model of its own
+        from umr_plugins.embedder import shared_embedder  # imports torch
 
-    def embed_nodes(
-        self, nodes: Sequence[BaseNode], show_progress: bool = False, on_error: OnError = "raise"
-    ) -> list[BaseNode]:
-        """Set `embedding` of every node that has none, as text, picture or both, and return the nodes.
+        return shared_embedder(**options)
 
-        Args:
-            nodes: any mix of node kinds; changed in place.
-            show_progress: show a progress bar.
-            on_error: `"skip"` leaves nodes that can't be embedded out of the result, with a warning in the
-                log for each.
+    def _model_options(self) -> dict[str, Any]:
+        given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        return {"model": self.model_name, **given}
 
-        Raises:
-            BatchError: with `on_error="raise"`; names the nodes. Nodes that were embedded keep their vector.
-        """
-        check_on_error(on_error)
-        pending, errors = _pending(nodes)
-        for group in chunks(pending, _GROUP):
-            if errors and on_error == "raise":
-                break
-            errors += self._embed_group(nodes, group, show_progress)
-        if errors and on_error == "raise":
-            raise BatchError(errors, len(nodes))
-        for error in errors:
-            _log.warning("left out: %s", error)
-        return [node for node in nodes if node.embedding is not None]
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """All options as JSON values; `from_dict` makes an equal embedding of them."""
+        data: dict[str, Any] = super().to_dict(**kwargs)
+        return data | {"class_name": NeverCached(self.class_name())}
 
-    def _embed_group(
-        self, nodes: Sequence[BaseNode], group: list[tuple[int, Item]], show_progress: bool
-    ) -> list[ItemError]:
-        items = [item for _, item in group]
-        with observed(self) as report:
-            encoded = self.encoder.encode_documents(items, on_error="skip", show_progress=show_progress)
-            assert isinstance(encoded, Encoded)  # what "skip" returns
-            vectors = _lists(encoded.vectors)
-            for kept, vector in zip(encoded.kept, vectors, strict=True):
-                nodes[group[kept][0]].embedding = vector
-            report(describe(items[kept] for kept in encoded.kept), vectors)
-        positions = [group[error.index or 0][0] for error in encoded.errors]
-        return [
-            ItemError(
-                error.code,
-                error.reason,
-                stage=error.stage,
-                index=position,
-                name=f"node {nodes[position].node_id}",
-            )
-            for position, error in zip(positions, encoded.errors, strict=True)
-        ]
+    # Copies share the weights. Pickles and dumps hold options only, never a loaded model.
 
-    async def aembed_nodes(
-        self, nodes: Sequence[BaseNode], show_progress: bool = False, on_error: OnError = "raise"
-    ) -> list[BaseNode]:
-        """`embed_nodes` for coroutines."""
-        return await in_worker("document", self.embed_nodes, nodes, show_progress, on_error)
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.model_copy()
 
-    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Embed nodes as a step of an `IngestionPipeline`; options of `embed_nodes` are passed on."""
-        return self.embed_nodes(nodes, kwargs.get("show_progress", False), kwargs.get("on_error", "raise"))
+    def __getstate__(self) -> dict[str, Any]:
+        names = [name for name in self.model_dump() if name not in ("class_name", "embeddings_cache")]
+        foreign = None if _recreatable(self._encoder) else self._encoder
+        return {"options": {name: getattr(self, name) for name in names}, "encoder": foreign}
 
-    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """`__call__` for coroutines."""
-        return await in_worker("document", self.__call__, nodes, **kwargs)
-
-    # --- queries ----------------------------------------------------------------------------------------
-
-    def get_query_bundle_embedding(self, bundle: QueryBundle) -> Embedding:
-        """Vector of a query of text, picture (`image_path`) or both, with the instruction.
-
-        Several `custom_embedding_strs` give the mean of their vectors, at unit length. A vector that the
-        bundle already has comes back as it is.
-
-        Raises:
-            InputError: the bundle has neither text, picture nor vector.
-        """
-        if bundle.embedding is not None:
-            return [float(value) for value in bundle.embedding]
-        return self._query(queries_of(bundle))
-
-    async def aget_query_bundle_embedding(self, bundle: QueryBundle) -> Embedding:
-        """`get_query_bundle_embedding` for coroutines."""
-        return await in_worker("query", self.get_query_bundle_embedding, bundle)
-
-    def as_query(self, text: str | None = None, image: ImageSource | ImageType | None = None) -> QueryBundle:
-        """A query of text, picture or both that any retriever of LlamaIndex takes: its vector is set.
-
-        Args:
-            text: what is searched for.
-            image: path, data URI, bytes, `BytesIO` or `PIL.Image`. A path is kept as `image_path`, so that
-                rerankers see the picture too.
-        """
-        bundle = QueryBundle(query_str=text or "", image_path=None if image is None else as_picture(image))  # type: ignore[arg-type]  # any picture, for queries_of
-        bundle.embedding = self._query(queries_of(bundle))
-        is_path = isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
-        bundle.image_path = str(image) if is_path else None
-        return bundle
-
-    async def aas_query(
-        self, text: str | None = None, image: ImageSource | ImageType | None = None
-    ) -> QueryBundle:
-        """`as_query` for coroutines."""
-        return await in_worker("query", self.as_query, text, image)
-
-    def _query(self, items: list[Item]) -> Embedding:
-        with observed(self) as report:
-            vectors = self._encode("query", items)
-            report(describe(items), _lists(vectors))
-        mean = vectors.mean(axis=0)
-        return _lists(vectors)[0] if len(items) == 1 else _lists(mean / np.linalg.norm(mean))
-
-    # --- pictures ---------------------------------------------------------------------------------------
-
-    def get_fused_embedding(self, text: str, image: ImageSource | ImageType) -> Embedding:
-        """Vector of a document of picture and text together."""
-        return self._documents([Item(text=text, image=as_picture(image))])[0]
-
-    async def aget_fused_embedding(self, text: str, image: ImageSource | ImageType) -> Embedding:
-        """`get_fused_embedding` for coroutines."""
-        return await in_worker("document", self.get_fused_embedding, text, image)
-
-    def get_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        """Vector of a document that is a picture: path, data URI, bytes, `BytesIO` or `PIL.Image`."""
-        return self.get_image_embedding_batch([img_file_path])[0]
-
-    async def aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        """`get_image_embedding` for coroutines."""
-        return await in_worker("document", self.get_image_embedding, img_file_path)
-
-    def get_image_embedding_batch(
-        self, img_file_paths: list[ImageType], show_progress: bool = False
-    ) -> list[Embedding]:
-        """Vectors of pictures, in input order."""
-        items = [Item(image=as_picture(picture)) for picture in img_file_paths]
-        groups = chunks(items, _GROUP)
-        return [vector for group in groups for vector in self._documents(group, show_progress)]
-
-    async def aget_image_embedding_batch(
-        self, img_file_paths: list[ImageType], show_progress: bool = False
-    ) -> list[Embedding]:
-        """`get_image_embedding_batch` for coroutines."""
-        return await in_worker("document", self.get_image_embedding_batch, img_file_paths, show_progress)
-
-    def _documents(self, items: list[Item], show_progress: bool = False) -> list[Embedding]:
-        with observed(self) as report:
-            vectors = _lists(self._encode("document", items, show_progress))
-            report(describe(items), vectors)
-        return vectors
-
-    # --- what LlamaIndex asks for -----------------------------------------------------------------------
-
-    def _get_query_embedding(self, query: str) -> Embedding:
-        return _lists(self._encode("query", [query]))[0]
-
-    async def _aget_query_embedding(self, query: str) -> Embedding:
-        return await in_worker("query", self._get_query_embedding, query)
-
-    def _get_text_embedding(self, text: str) -> Embedding:
-        return self._get_text_embeddings([text])[0]
-
-    async def _aget_text_embedding(self, text: str) -> Embedding:
-        return await in_worker("document", self._get_text_embedding, text)
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return _lists(self._encode("document", texts))
-
-    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return await in_worker("document", self._get_text_embeddings, texts)
-
-    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return self._get_image_embeddings([img_file_path])[0]
-
-    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
-        return await in_worker("document", self._get_image_embedding, img_file_path)
-
-    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return _lists(
-            self._encode("document", [Item(image=as_picture(picture)) for picture in img_file_paths])
-        )
-
-    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
-        return await in_worker("document", self._get_image_embeddings, img_file_paths)
-
-    def _encode(self, role: Role, items: Sequence[ItemLike], show_progress: bool = False) -> FloatArray:
-        if role == "query":
-            encoded = self.encoder.encode_queries(items, self.instruction, show_progress=show_progress)
-        else:
-            encoded = self.encoder.encode_documents(items, show_progress=show_progress)
-        return encoded.vectors if isinstance(encoded, Encoded) else encoded
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["options"])  # type: ignore[misc]  # as BaseComponent does
+        self._encoder = state["encoder"]
 
 
-def _lists(vectors: FloatArray) -> list[Any]:
-    """Python floats: numpy's are no JSON, and LlamaIndex does not convert them everywhere."""
-    lists: list[Any] = np.asarray(vectors, dtype=np.float32).tolist()
-    return lists
+def _plain(value: Any) -> Any:
+    """Paths, and torch's devices and dtypes, as strings that JSON takes."""
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value if isinstance(value, str | int) else str(value).removeprefix("torch.")
 
 
-def _pending(nodes: Sequence[BaseNode]) -> tuple[list[tuple[int, Item]], list[ItemError]]:
-    """Position and item of the nodes without a vector, and what is wrong with those that have no item."""
-    pending: list[tuple[int, Item]] = []
-    errors: list[ItemError] = []
-    for position, node in enumerate(nodes):
-        if node.embedding is not None:
-            continue
-        try:
-            pending.append((position, item_of(node)))
-        except ItemError as error:
-            errors.append(error.at(position))
-    return pending, errors
+def _recreatable(encoder: Encoder | None) -> bool:
+    """Whether the options say everything about the encoder, so that it need not be pickled."""
+    module = sys.modules.get("umr_plugins.embedder")  # not imported yet: then it is no Embedder
+    return encoder is None or (module is not None and isinstance(encoder, module.Embedder))

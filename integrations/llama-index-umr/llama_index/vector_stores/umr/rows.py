@@ -1,0 +1,113 @@
+"""Nodes as rows of the index and back, with every picture."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    Node,
+    TextNode,
+)
+from llama_index.embeddings.gme import PageNode, item_of
+
+from umr_plugins.types import Hit, Item, PageImage
+
+REF_DOC_ID = "ref_doc_id"
+"""Metadata key under which a row names the document its node came from."""
+
+_CLASSES: dict[str, type[BaseNode]] = {
+    known.class_name(): known
+    for known in (PageNode, ImageNode, IndexNode, TextNode, ImageDocument, Document, Node)
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A node as `Index.add` takes it.
+
+    Args:
+        item: what was embedded; the index keeps pictures that have no file.
+        metadata: what filters see.
+        payload: the whole node as JSON, without vector and without picture data.
+    """
+
+    item: Item
+    metadata: dict[str, Any]
+    payload: str
+
+
+def row_of(node: BaseNode) -> Row:
+    """The row of a node.
+
+    Raises:
+        ItemError: the node has neither text nor picture, or one that can't be read; names the node.
+    """
+    kind = next(name for name, known in _CLASSES.items() if isinstance(node, known))
+    data = node.model_dump(mode="json", exclude={"embedding"}) | {"class_name": kind}
+    if isinstance(node, ImageNode):
+        data["image"] = None
+    metadata = dict(node.metadata)
+    ref_doc_id = node.ref_doc_id or (node.node_id if isinstance(node, Document) else None)
+    if ref_doc_id is not None:
+        metadata[REF_DOC_ID] = ref_doc_id
+    return Row(item_of(node), metadata, json.dumps(data, ensure_ascii=False))
+
+
+def node_of(hit: Hit) -> BaseNode:
+    """The node of a row: the one that was added, or one made for a row that came from a file.
+
+    `metadata` is the user's own. Rows from files add `path` and, for PDFs, `page`; pictures add `modality`
+    (`"image"` or `"fused"`). What is added is never embedded again.
+    """
+    node = _from_file(hit) if hit.payload is None else _from_payload(hit, json.loads(hit.payload))
+    added: dict[str, Any] = {}
+    if hit.path is not None:
+        added["path"] = str(hit.path)
+        if hit.page is not None:
+            added["page"] = hit.page
+    if hit.item.pictures:
+        added["modality"] = hit.modality
+    node.metadata = added | node.metadata
+    node.excluded_embed_metadata_keys = [*dict.fromkeys([*node.excluded_embed_metadata_keys, *added])]
+    if "modality" in added:
+        node.excluded_llm_metadata_keys = [*dict.fromkeys([*node.excluded_llm_metadata_keys, "modality"])]
+    return node
+
+
+def _from_payload(hit: Hit, data: dict[str, Any]) -> BaseNode:
+    kind = _CLASSES[data["class_name"]]
+    picture = hit.item.image
+    if picture is not None and not isinstance(picture, PageImage):
+        place = _place_of(picture)
+        if issubclass(kind, ImageNode):
+            data |= {"image": place["data"], "image_path": place["path"]}
+        else:
+            data["image_resource"] = (data.get("image_resource") or {}) | place
+    return kind.from_dict(data)
+
+
+def _from_file(hit: Hit) -> BaseNode:
+    common: dict[str, Any] = {"id_": hit.id, "text": hit.text or "", "metadata": dict(hit.metadata)}
+    picture = hit.item.image
+    if picture is None:
+        return TextNode(**common)
+    if isinstance(picture, PageImage):
+        return PageNode(page_path=str(picture.path), page=picture.page, **common)
+    place = _place_of(picture)
+    return ImageNode(image=place["data"], image_path=place["path"], **common)
+
+
+def _place_of(picture: Any) -> dict[str, str | None]:
+    """A stored picture as LlamaIndex holds one: the path of its file, or its bytes in base64."""
+    if isinstance(picture, bytes):
+        return {"data": base64.b64encode(picture).decode("ascii"), "path": None}
+    return {"data": None, "path": str(Path(picture))}
