@@ -155,7 +155,7 @@ class QwenVL:
             if int(slots.sum()) != len(features):
                 raise RuntimeError(f"{int(slots.sum())} picture slots but {len(features)} picture features")
             embeds = embeds.masked_scatter(slots[..., None], features.to(embeds.dtype))
-        hidden = self.model.language_model(
+        hidden: torch.Tensor = self.model.language_model(
             inputs_embeds=embeds, position_ids=positions.to(self.device), use_cache=False
         ).last_hidden_state
         last = torch.tensor([item.length - 1 for item in items], device=self.device)
@@ -193,8 +193,9 @@ def mrope_positions(runs: list[int | tuple[int, int]]) -> NDArray[np.int64]:
 
 
 def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    bars: Any = transformers_logging  # untyped
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         loaded: Any = Qwen2VLModel.from_pretrained(
             folder,
@@ -208,7 +209,7 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
         raise CheckpointError(f"{folder} can't be loaded as Qwen2-VL: {error}") from error
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            bars.enable_progress_bar()
     model, report = loaded
     unexpected = sorted(name for name in report["unexpected_keys"] if not name.startswith("lm_head."))
     problems = {
