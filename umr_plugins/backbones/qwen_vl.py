@@ -6,7 +6,6 @@ composed here, so no processor class (and no torchvision) is needed. Pools the l
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from umr_plugins.backbones.tokens import TextTokenizer
 from umr_plugins.errors import CheckpointError, InputError, ItemError
 from umr_plugins.media.images import load_image
 from umr_plugins.types import Item, Modality
-
-_log = logging.getLogger(__name__)
 
 
 class QwenVL:
