@@ -105,6 +105,7 @@ class Ledger:
         self.file = file
         self._lock = threading.RLock()
         self._depth = 0
+        self._inode: int | None = None
         with self._errors("open"):
             self._db = sqlite3.connect(
                 str(file) if file else ":memory:", isolation_level=None, check_same_thread=False, timeout=5
@@ -149,13 +150,13 @@ class Ledger:
             if self._depth:
                 yield
                 return
+            self.check_file()
             with self._errors("write"):
                 self._db.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield
-                with self._errors("write"):
-                    self._db.execute("COMMIT")
+                self._commit()
             except BaseException:
                 # After a full disk SQLite may have rolled back by itself.
                 with contextlib.suppress(sqlite3.Error):
@@ -164,6 +165,26 @@ class Ledger:
                 raise
             finally:
                 self._depth -= 1
+
+    def check_file(self) -> None:
+        """Raise `StorageError` if the ledger was deleted or replaced while it was open."""
+        # A deleted file can still be written to, and everything in it is lost at the end.
+        if self.file is None:
+            return
+        try:
+            inode = self.file.stat().st_ino
+        except OSError:
+            inode = None
+        self._inode = self._inode or inode
+        if inode is None or inode != self._inode:
+            raise StorageError(
+                f"the ledger {self.file} was deleted or replaced while it was open. Close the index, restore "
+                "the folder (or index again), and open it anew"
+            )
+
+    def _commit(self) -> None:
+        with self._errors("write"):
+            self._db.execute("COMMIT")
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -189,7 +210,7 @@ class Ledger:
         return StorageError(f"{what}: {text}")
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        with self._lock, self._errors("write"):
+        with self.transaction(), self._errors("write"):
             return self._db.execute(sql, values)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -242,6 +242,7 @@ class Store:
             StorageError: the new one can't be written; the old state stays recorded.
         """
         with self.lock:
+            self.ledger.check_file()
             name, old_name, old = self._next_name(), self.ledger.meta("projection"), self._projection
             place, fresh = self._place(name), None
             try:

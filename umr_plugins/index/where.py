@@ -1,8 +1,8 @@
 """Metadata filters in Chroma's notation, checked and evaluated here.
 
 `matches` decides; Chroma is asked for a superset, since it cuts 2.5 to 2 when it compares with an integer.
-The meaning is Chroma's otherwise: a negated operator matches rows that lack the key, whole and decimal numbers
-compare by value, and a number, a string and a boolean are never equal.
+The meaning is Chroma's otherwise: a negated operator matches rows that lack the key, whole and decimal
+numbers compare by value, and a number, a string and a boolean are never equal.
 """
 
 from __future__ import annotations
