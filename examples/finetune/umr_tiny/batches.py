@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from tokenizers import Tokenizer
+
 from concepts import Concept, difference, families
+from model import sequence
 from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_white, prepare
 from texts import Texts, excerpt_query
-from tokenizers import Tokenizer
 
 CONCEPTS, OTHER_GRID_ROWS, FAMILIES, FAMILY_SIZE = 96, 14, 8, 4
 CARDS, NOTES, PASSAGES, PAGES = 12, 8, 14, 4
@@ -57,6 +60,14 @@ class Step:
 
     def both(self, first: int, second: int, weight: float = 1.0) -> None:
         self.pairs += [(first, second, weight), (second, first, weight)]
+
+
+class Share(NamedTuple):
+    """What one worker encodes: token rows, patches by grid with their rows, and every worker's row numbers."""
+
+    rows: list[list[int]]
+    groups: dict[tuple[int, int], tuple[list[int], torch.Tensor]]
+    shares: list[list[int]]
 
 
 class Sampler:
@@ -175,33 +186,25 @@ class Sampler:
             )
             batch.both(batch.add(Row(text=query)), page, 0.8)
 
-    def tensors(
-        self, batch: Step, step: int
-    ) -> tuple[list[list[int]], dict[tuple[int, int], tuple[list[int], torch.Tensor]]]:
-        """Token rows, and for each grid the rows that have a picture of it with their patches."""
-        rng = torch.Generator().manual_seed(self.seed * 7919 + step)
-        encoded = self.tokenizer.encode_batch([row.text for row in batch.rows])
-        ids, groups = [], {}
-        for row, text in zip(batch.rows, encoded, strict=True):
-            ids.append((text.ids, row.grid[0] * row.grid[1] if row.picture >= 0 else 0))
-        for grid in sorted({row.grid for row in batch.rows}):
-            drawn = [
-                n
-                for n, row in enumerate(batch.rows)
-                if row.picture >= 0 and row.grid == grid and not row.page
-            ]
-            paged = [
-                n for n, row in enumerate(batch.rows) if row.picture >= 0 and row.grid == grid and row.page
-            ]
+    def tensors(self, batch: Step, step: int, worker: int = 0, workers: int = 1) -> Share:
+        """This worker's share of the rows: every ``workers``-th of them in order of cost."""
+        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch([row.text for row in batch.rows])]
+        cells = [row.grid[0] * row.grid[1] if row.picture >= 0 else 0 for row in batch.rows]
+        order = sorted(range(len(encoded)), key=lambda n: (cells[n], batch.rows[n].grid, len(encoded[n])))
+        shares = [order[start::workers] for start in range(workers)]
+        mine = shares[worker]
+        rng = torch.Generator().manual_seed((self.seed * 7919 + step) * 64 + worker)
+        groups = {}
+        rows = [batch.rows[n] for n in mine]
+        for grid in sorted({row.grid for row in rows if row.picture >= 0}):
+            here = [n for n, row in enumerate(rows) if row.picture >= 0 and row.grid == grid]
+            drawn, paged = [n for n in here if not rows[n].page], [n for n in here if rows[n].page]
             patches = []
             if drawn:
-                rgba = self.bank.pixels[torch.tensor([batch.rows[n].picture for n in drawn])]
-                mirrors = torch.tensor([batch.rows[n].mirrors for n in drawn])
+                rgba = self.bank.pixels[torch.tensor([rows[n].picture for n in drawn])]
+                mirrors = torch.tensor([rows[n].mirrors for n in drawn])
                 patches.append(prepare(augment(rgba, mirrors, grid, rng), grid))
             if paged:
-                patches.append(
-                    prepare(self.pages[torch.tensor([batch.rows[n].picture for n in paged])], grid)
-                )
-            if patches:
-                groups[grid] = (drawn + paged, torch.cat(patches))
-        return ids, groups
+                patches.append(prepare(self.pages[torch.tensor([rows[n].picture for n in paged])], grid))
+            groups[grid] = (drawn + paged, torch.cat(patches))
+        return Share([sequence(encoded[n], cells[n]) for n in mine], groups, shares)

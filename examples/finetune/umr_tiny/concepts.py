@@ -100,7 +100,7 @@ def families(table: list[Concept]) -> list[list[int]]:
             by_key[f"tone {concept.family}"].update((concept.family, concept.index))
             continue
         words = [word for word in words_of(concept.label) if word not in STOP]
-        for word in set(words):
+        for word in sorted(set(words)):
             rest = " ".join(other for other in words if other != word)
             if rest:
                 by_key[f"but-one {rest}"].add(concept.index)

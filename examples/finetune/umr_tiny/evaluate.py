@@ -12,12 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from transformers import Qwen2VLModel
+
 from concepts import Concept, difference, families, load_concepts
 from model import FastModel, sequence
 from pictures import SQUARE, load_set, on_white, prepare
 from sources import TRAIN_SETS, UNSEEN_SETS, VALIDATION_SET, describe
-from tokenizers import Tokenizer
-from transformers import Qwen2VLModel
 
 CUTS = (1, 5, 10)
 EVERYDAY_GROUPS = (3, 4, 5, 6, 7)

@@ -13,8 +13,9 @@ import numpy as np
 import resvg_py
 import torch
 import torch.nn.functional as F
-from concepts import Concept
 from PIL import Image, ImageDraw, ImageFont
+
+from concepts import Concept
 from sources import BY_NAME, UNSEEN_SETS, VALIDATION_SET, fetch, members, read_json
 
 SIDE = 96

@@ -7,34 +7,41 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from batches import CONCEPTS, Sampler, Step
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tokenizers import Tokenizer
+
+from batches import CONCEPTS, Sampler, Share, Step
 from concepts import load_concepts
 from evaluate import validate
-from model import FastModel, build_model, save_model, sequence, train_tokenizer
+from model import FastModel, build_model, save_model, train_tokenizer
 from muon import Muon
+from objective import encode, gather, loss_of
 from pictures import PictureBank
 from sources import TRAIN_SETS
 from texts import Texts
-from tokenizers import Tokenizer
 
-TEMPERATURE, CLIP, WARMUP, FLOOR = 0.05, 1.0, 60, 0.02
+CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
 MUON_RATE, MUON_DECAY, ADAM_RATE = 0.04, 0.1, 3e-3
-LENGTH_EDGES = (8, 12, 18, 28, 44, 64, 96, 144, 208)
 
 
-def optimisers(model: torch.nn.Module, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+def optimisers(
+    model: torch.nn.Module, muon_rate: float, adam_rate: float, worker: int, workers: int
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers; AdamW for embeddings, patch projection, norms and biases."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         inside = parameter.ndim == 2 and "embed_tokens" not in name
         (matrices if inside else rest).append(parameter)
     return [
-        Muon(matrices, lr=muon_rate, weight_decay=MUON_DECAY),
+        Muon(matrices, muon_rate, MUON_DECAY, worker, workers),
         torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -47,47 +54,16 @@ def rate(step: int, steps: int) -> float:
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
 
 
-def encode(fast: FastModel, ids: list, groups: dict) -> torch.Tensor:
-    """Unit vectors of every row of a step, in its order; rows of like length run together."""
-    visual: dict[int, torch.Tensor] = {}
-    for grid, (places, patches) in groups.items():
-        visual.update(zip(places, fast.pictures(patches, grid).unbind(0), strict=True))
-    rows = [sequence(text, count) for text, count in ids]
-    vectors: dict[int, torch.Tensor] = {}
-    low = 0
-    for high in (*LENGTH_EDGES, 1 << 30):
-        part = [n for n, row in enumerate(rows) if low < len(row) <= high]
-        low = high
-        if part:
-            filled = [visual[n] for n in part if n in visual]
-            pooled = fast.pool([rows[n] for n in part], torch.cat(filled) if filled else None)
-            vectors.update(zip(part, pooled.unbind(0), strict=True))
-    return torch.stack([vectors[n] for n in range(len(rows))])
-
-
-def loss_of(vectors: torch.Tensor, batch: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    """InfoNCE over one pool of everything in the step, whatever its modality; and the share of pairs ranked first.
-
-    A row's negatives leave out itself, every row of the same concept and, except among near neighbours that are
-    there to be told apart, every row of the same family.
-    """
-    concept = torch.tensor([row.concept if row.concept >= 0 else -2 - n for n, row in enumerate(batch.rows)])
-    family = torch.tensor([row.family if row.family >= 0 else -2 - n for n, row in enumerate(batch.rows)])
-    strict = torch.tensor([row.strict for row in batch.rows])
-    same = concept[:, None] == concept[None, :]
-    near = (family[:, None] == family[None, :]) & ~(strict[:, None] & strict[None, :])
-    excluded = same | near
-    partners = torch.zeros_like(excluded)
-    source, target, weight = (torch.tensor(column) for column in zip(*batch.pairs, strict=True))
-    partners[source, target] = True
-    scores = vectors @ vectors.T / TEMPERATURE
-    negatives = scores.masked_fill(excluded | partners, float("-inf"))
-    mass = negatives.logsumexp(1)
-    positive = scores[source, target]
-    losses = torch.logaddexp(positive, mass[source]) - positive
-    weight = weight.to(losses.dtype)
-    hits = (positive > negatives.max(1).values[source]).float()
-    return (losses * weight).sum() / weight.sum(), (hits * weight).sum() / weight.sum()
+def sum_gradients(model: torch.nn.Module) -> None:
+    """Add up the workers' gradients."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 def save(path: Path, value: dict) -> None:
@@ -95,6 +71,92 @@ def save(path: Path, value: dict) -> None:
     temporary = path.with_suffix(".new")
     torch.save(value, temporary)
     temporary.replace(path)
+
+
+def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
+    """Train in one of ``--workers`` processes of one thread each; the first one logs, validates and saves."""
+    workers, first = arguments.workers, worker == 0
+    torch.set_num_threads(arguments.threads)
+    if workers > 1:
+        dist.init_process_group("gloo", init_method=meeting, rank=worker, world_size=workers)
+    table = load_concepts(arguments.cache)
+    texts = Texts(arguments.cache, table)
+    tokenizer = Tokenizer.from_file(str(arguments.cache / "tokenizer.json"))
+    bank = PictureBank(arguments.cache, TRAIN_SETS, table)
+    sampler = Sampler(bank, table, texts, tokenizer, arguments.seed)
+    model = build_model(arguments.seed).train()
+    fast = FastModel(model, arguments.compile)
+    steppers = optimisers(model, arguments.muon_rate, arguments.adam_rate, worker, workers)
+    checkpoint, start, spent = arguments.out / "checkpoint.pt", 0, 0.0
+    if arguments.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for stepper, saved in zip(steppers, state["optimisers"], strict=True):
+            stepper.load_state_dict(saved)
+        start, spent = state["step"], state["seconds"]
+    base_rates = (arguments.muon_rate, arguments.adam_rate)
+    pool = ThreadPoolExecutor(1)
+
+    def load(step: int) -> tuple[Step, Share]:
+        batch = sampler.draw(step)
+        return batch, sampler.tensors(batch, step, worker, workers)
+
+    began, saved_at = time.monotonic() - spent, time.monotonic()
+    total_loss = total_hits = 0.0
+    counted, last = 0, time.monotonic()
+    ahead = pool.submit(load, start)
+    end = min(arguments.steps, arguments.stop_after or arguments.steps)
+    for step in range(start, end):
+        batch, share = ahead.result()
+        ahead = pool.submit(load, step + 1)
+        loss, hits = loss_of(gather(encode(fast, share), share.shares, worker), batch)
+        loss.backward()
+        if workers > 1:
+            sum_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for stepper, base in zip(steppers, base_rates, strict=True):
+            for group in stepper.param_groups:
+                group["lr"] = base * rate(step, arguments.steps)
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        if not first:
+            continue
+        total_loss, total_hits, counted = total_loss + loss.item(), total_hits + hits.item(), counted + 1
+        line: dict = {}
+        if (step + 1) % 25 == 0 or step + 1 == end:
+            now = time.monotonic()
+            line = {"step": step + 1, "loss": round(total_loss / counted, 4)}
+            line["ranked_first"] = round(total_hits / counted, 4)
+            line["samples_per_s"] = round(counted * CONCEPTS / (now - last), 1)
+            line["seconds"] = round(now - began, 1)
+            total_loss = total_hits = 0.0
+            counted, last = 0, now
+        if (step + 1) % arguments.validate_every == 0 or step + 1 == end:
+            line |= {"step": step + 1} | validate(fast, tokenizer, arguments.cache, table)
+            last = time.monotonic()
+        if line:
+            print(json.dumps(line), flush=True)
+            with (arguments.out / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+        if time.monotonic() - saved_at > arguments.save_every or step + 1 == end:
+            state = {"model": model.state_dict(), "optimisers": [s.state_dict() for s in steppers]}
+            seconds = time.monotonic() - began
+            save(checkpoint, state | {"step": step + 1, "seconds": seconds, "steps": arguments.steps})
+            if arguments.preview:
+                save_model(model, tokenizer, arguments.preview)
+            saved_at = time.monotonic()
+    pool.shutdown(cancel_futures=True)
+    if first:
+        run = {"steps": end, "concept_samples": end * CONCEPTS, "seconds": round(time.monotonic() - began)}
+        run |= {
+            key: getattr(arguments, key) for key in ("workers", "threads", "seed", "muon_rate", "adam_rate")
+        }
+        run |= {"torch": torch.__version__, "pictures": bank.counts}
+        (arguments.out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        save_model(model, tokenizer, arguments.out / "umr-tiny")
+    if workers > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def main() -> None:
@@ -108,7 +170,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--preview", type=Path, help="also write a loadable model here at each checkpoint")
     parser.add_argument("--save-every", type=float, default=300.0, help="seconds between checkpoints")
@@ -118,102 +181,18 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--stop-after", type=int, help="end early, at this step of the full schedule")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    table = load_concepts(arguments.cache)
-    texts = Texts(arguments.cache, table)
     words = arguments.cache / "tokenizer.json"
     if not words.exists():
-        train_tokenizer(texts.corpus()).save(str(words))
-    tokenizer = Tokenizer.from_file(str(words))
-    bank = PictureBank(arguments.cache, TRAIN_SETS, table)
-    sampler = Sampler(bank, table, texts, tokenizer, arguments.seed)
-    model = build_model(arguments.seed).train()
-    fast = FastModel(model, arguments.compile)
-    steppers = optimisers(model, arguments.muon_rate, arguments.adam_rate)
-    checkpoint, start, spent = arguments.out / "checkpoint.pt", 0, 0.0
-    if arguments.resume and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for stepper, saved in zip(steppers, state["optimisers"], strict=True):
-            stepper.load_state_dict(saved)
-        start, spent = state["step"], state["seconds"]
-    log = (arguments.out / "log.jsonl").open("a", encoding="utf-8")
-    base_rates = (arguments.muon_rate, arguments.adam_rate)
-    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-    pool.submit(int).result()
-    torch.set_num_threads(arguments.threads)  # the setter is per thread for OpenMP, but global for MKL
-
-    def load(step: int) -> tuple:
-        batch = sampler.draw(step)
-        return batch, *sampler.tensors(batch, step)
-
-    began, saved_at = time.monotonic() - spent, time.monotonic()
-    total_loss = total_hits = 0.0
-    counted, last = 0, time.monotonic()
-    ahead = pool.submit(load, start)
-    end = min(arguments.steps, arguments.stop_after or arguments.steps)
-    for step in range(start, end):
-        batch, ids, groups = ahead.result()
-        ahead = pool.submit(load, step + 1)
-        vectors = encode(fast, ids, groups)
-        loss, hits = loss_of(vectors, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        for stepper, base in zip(steppers, base_rates, strict=True):
-            for group in stepper.param_groups:
-                group["lr"] = base * rate(step, arguments.steps)
-            stepper.step()
-            stepper.zero_grad(set_to_none=True)
-        total_loss, total_hits, counted = total_loss + loss.item(), total_hits + hits.item(), counted + 1
-        line: dict = {}
-        if (step + 1) % 25 == 0 or step + 1 == end:
-            now = time.monotonic()
-            line = {
-                "step": step + 1,
-                "loss": round(total_loss / counted, 4),
-                "ranked_first": round(total_hits / counted, 4),
-                "samples_per_s": round(counted * CONCEPTS / (now - last), 1),
-                "seconds": round(now - began, 1),
-            }
-            total_loss = total_hits = 0.0
-            counted, last = 0, now
-        if (step + 1) % arguments.validate_every == 0 or step + 1 == end:
-            line |= {"step": step + 1} | validate(fast, tokenizer, arguments.cache, table)
-            last = time.monotonic()
-        if line:
-            print(json.dumps(line), flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-        if time.monotonic() - saved_at > arguments.save_every or step + 1 == end:
-            seconds = time.monotonic() - began
-            save(
-                checkpoint,
-                {
-                    "model": model.state_dict(),
-                    "optimisers": [s.state_dict() for s in steppers],
-                    "step": step + 1,
-                    "seconds": seconds,
-                    "steps": arguments.steps,
-                },
-            )
-            if arguments.preview:
-                save_model(model, tokenizer, arguments.preview)
-            saved_at = time.monotonic()
-    pool.shutdown(cancel_futures=True)
-    run = {
-        "steps": end,
-        "concept_samples": end * CONCEPTS,
-        "seconds": round(time.monotonic() - began),
-        "threads": arguments.threads,
-        "seed": arguments.seed,
-        "torch": torch.__version__,
-        "muon_rate": arguments.muon_rate,
-        "adam_rate": arguments.adam_rate,
-        "pictures": bank.counts,
-    }
-    (arguments.out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-    save_model(model, tokenizer, arguments.out / "umr-tiny")
+        train_tokenizer(Texts(arguments.cache, load_concepts(arguments.cache)).corpus()).save(str(words))
+    PictureBank(arguments.cache, TRAIN_SETS, load_concepts(arguments.cache))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = (Path(folder) / "meeting").as_uri()
+        if arguments.workers == 1:
+            work(0, arguments, meeting)
+        else:
+            mp.spawn(work, (arguments, meeting), nprocs=arguments.workers)
 
 
 if __name__ == "__main__":
