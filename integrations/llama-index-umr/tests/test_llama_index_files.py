@@ -88,6 +88,14 @@ def test_a_second_run_embeds_nothing_again(folder: Path, tmp_path: Path) -> None
     again.vector_store.close()
 
 
+def test_cleared_files_can_be_inserted_again(gme: GMEEmbedding, folder: Path) -> None:
+    index = MultimodalIndex.from_folder(folder, embed_model=gme)
+    index.vector_store.clear()
+    assert index.vector_store.get_nodes() == []
+    index.insert_folder(folder)
+    check(index, folder)
+
+
 def test_pages_are_found_by_picture_text_and_beside_other_nodes(gme: GMEEmbedding, folder: Path) -> None:
     index = MultimodalIndex([TextNode(text="a note of mine", id_="mine")], embed_model=gme)
     index.insert_folder(folder)

@@ -151,8 +151,7 @@ class ItemEmbedding(MultiModalEmbedding):
         if len(items) > 1:
             mean = vectors.mean(axis=0, keepdims=True)
             vectors = mean / np.linalg.norm(mean)
-        vector: Embedding = _lists(vectors)[0]
-        return vector
+        return _lists(vectors)[0]
 
     # --- pictures ---------------------------------------------------------------------------------------
 
@@ -234,9 +233,9 @@ class ItemEmbedding(MultiModalEmbedding):
         return encoded.vectors if isinstance(encoded, Encoded) else encoded
 
 
-def _lists(vectors: FloatArray) -> list[Any]:
+def _lists(vectors: FloatArray) -> list[Embedding]:
     """Python floats: numpy's are no JSON, and LlamaIndex does not convert them everywhere."""
-    lists: list[Any] = np.asarray(vectors, dtype=np.float32).tolist()
+    lists: list[Embedding] = np.asarray(vectors, dtype=np.float32).tolist()
     return lists
 
 

@@ -153,7 +153,9 @@ class UMRVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(partial(self.delete_nodes, node_ids, filters, **delete_kwargs))
 
     def clear(self) -> None:
-        """Remove everything."""
+        """Remove everything, and forget which files were indexed."""
+        for root in self._index.roots():
+            self._index.remove_folder(root)
         self._index.delete(self._index.ids())
 
     async def aclear(self) -> None:
