@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from tokenizers import Tokenizer
-
 from concepts import Concept, difference, families
 from model import sequence
 from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_white, prepare
 from texts import Texts, excerpt_query
+from tokenizers import Tokenizer
 
 CONCEPTS, OTHER_GRID_ROWS, FAMILIES, FAMILY_SIZE = 96, 14, 8, 4
 CARDS, NOTES, PASSAGES, PAGES = 12, 8, 14, 4
@@ -35,7 +34,7 @@ REMOVALS = ("without {lost}", "not {lost}", "no {lost}", "plain, without {lost}"
 
 @dataclass
 class Row:
-    """One thing to encode. ``family`` -1: unlike anything else; ``strict``: negatives of its own family count."""
+    """One thing to encode. ``family`` -1: like nothing else; ``strict``: its own family's negatives count."""
 
     text: str = ""
     picture: int = -1
@@ -63,7 +62,7 @@ class Step:
 
 
 class Share(NamedTuple):
-    """What one worker encodes: token rows, patches by grid with their rows, and every worker's row numbers."""
+    """What one worker encodes: token rows, patches by grid with their rows, every worker's row numbers."""
 
     rows: list[list[int]]
     groups: dict[tuple[int, int], tuple[list[int], torch.Tensor]]
@@ -120,7 +119,7 @@ class Sampler:
         return batch
 
     def _families(self, batch: Step, rng: random.Random) -> None:
-        """Near neighbours: a label must find its own drawing, and a drawing plus the changed words another one."""
+        """Near neighbours: a label must find its drawing, a drawing plus changed words another one."""
         for number in range(FAMILIES):
             group = rng.choice(self.tones if number < 3 else self.others)
             members = [self.table[index] for index in rng.sample(group, min(FAMILY_SIZE, len(group)))]
@@ -153,7 +152,7 @@ class Sampler:
                 batch.pairs.append((query, targets[place], 1.5))
 
     def _documents(self, batch: Step, main: list[tuple[Concept, int, int, int]], rng: random.Random) -> None:
-        """Notes about drawings, cards (drawing and text), passages and pages, each with what should find it."""
+        """Notes, cards (drawing and text), passages and pages, each with what should find it."""
         picked = rng.sample(main, CARDS + NOTES)
         for concept, one, _, text in picked[:NOTES]:
             note = batch.add(

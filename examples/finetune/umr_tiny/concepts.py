@@ -1,4 +1,4 @@
-"""What there is to draw: concepts with labels and tags, their sampling weights, and families that differ by a word."""
+"""What there is to draw: concepts with labels and tags, their weights, and families that differ by a word."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def load_concepts(cache: Path) -> list[Concept]:
 def families(table: list[Concept]) -> list[list[int]]:
     """Groups of three or more concepts whose labels share their main words and differ in a few others.
 
-    Skin tones of one person; the same activity by a man or a woman; hearts, circles and books by colour; clock hours;
+    Skin tones of one person; the same activity by a man or a woman; hearts and books by colour; clock hours;
     arrows by direction.
     """
     by_key: dict[str, set[int]] = defaultdict(set)

@@ -1,6 +1,6 @@
-"""Measure an exported umr-tiny: on the validation style, and as a final report on two styles it has never seen.
+"""Measure an exported umr-tiny: on the validation style, and at the end on two styles it has never seen.
 
-python evaluate.py --cache DIR --model FOLDER
+python evaluate.py --cache DIR --model FOLDER [--run run/run.json]
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from transformers import Qwen2VLModel
-
 from concepts import Concept, difference, families, load_concepts
 from model import FastModel, sequence
-from pictures import SQUARE, load_set, on_white, prepare
+from pictures import SIDE, SQUARE, fake_pages, load_set, on_white, prepare
 from sources import TRAIN_SETS, UNSEEN_SETS, VALIDATION_SET, describe
+from texts import UNSEEN_PROSE, excerpt_query, load_prose, prose_passage
+from tokenizers import Tokenizer
+from transformers import Qwen2VLModel
 
 CUTS = (1, 5, 10)
 EVERYDAY_GROUPS = (3, 4, 5, 6, 7)
 
 
 @torch.no_grad()
-def embed(fast: FastModel, ids: list[list[int]], patches: torch.Tensor | None) -> torch.Tensor:
-    """Vectors of token lists, each behind a square picture if ``patches`` are given."""
+def embed(
+    fast: FastModel, ids: list[list[int]], patches: torch.Tensor | None, grid: tuple[int, int] = SQUARE
+) -> torch.Tensor:
+    """Vectors of token lists, each behind a picture if ``patches`` are given."""
     parts = []
+    cells = 0 if patches is None else grid[0] * grid[1]
     for start in range(0, len(ids), 128):
-        chunk = ids[start : start + 128]
-        visual = (
-            None if patches is None else fast.pictures(patches[start : start + 128], SQUARE).flatten(0, 1)
-        )
-        parts.append(fast.pool([sequence(row, 0 if patches is None else 4) for row in chunk], visual))
+        chunk = [sequence(row, cells) for row in ids[start : start + 128]]
+        visual = None if patches is None else fast.pictures(patches[start : start + 128], grid).flatten(0, 1)
+        parts.append(fast.pool(chunk, visual))
     return torch.cat(parts)
 
 
@@ -59,9 +60,7 @@ def few(queries: torch.Tensor, candidates: torch.Tensor, rounds: int = 20) -> di
 @lru_cache(maxsize=8)
 def style(cache: Path, short: str) -> tuple[list[int], torch.Tensor]:
     """Concept numbers of a set and their patches, prepared as in inference."""
-    from concepts import load_concepts as concepts_of
-
-    concepts, pictures = load_set(cache, short, concepts_of(cache))
+    concepts, pictures = load_set(cache, short, load_concepts(cache))
     return concepts.tolist(), prepare(on_white(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()))
 
 
@@ -113,7 +112,38 @@ def report(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Conce
         "picture to text, 200 candidates": few(drawings, labels),
         "picture to picture, 200 candidates": few(other, drawings[shared]),
     }
+    result |= collection(fast, tokenizer, cache, labels, drawings)
     return result | compositions(fast, tokenizer, table, concepts, every, row_of, noto_patches)
+
+
+def collection(
+    fast: FastModel, tokenizer: Tokenizer, cache: Path, labels: torch.Tensor, drawings: torch.Tensor
+) -> dict:
+    """One unfiltered collection of 200 drawings, 200 notes and 200 pages; the prose is not trained on."""
+    rng = random.Random(0)
+    documents = load_prose(cache, UNSEEN_PROSE)
+    part = torch.tensor(rng.sample(range(len(labels)), min(200, len(labels))))
+    notes = [prose_passage(documents, rng, rng.randint(20, 60)) for _ in range(200)]
+    pages = [prose_passage(documents, rng, rng.randint(90, 170)) for _ in range(200)]
+    scans = prepare(fake_pages(200, torch.full((1, 3, SIDE, SIDE), 128, dtype=torch.uint8), 99), (2, 1))
+    everything = torch.cat(
+        [
+            drawings[part],
+            embed(fast, tokens(tokenizer, notes), None),
+            embed(fast, tokens(tokenizer, pages), scans, (2, 1)),
+        ]
+    )
+    questions = embed(fast, tokens(tokenizer, [excerpt_query(text, rng) for text in notes + pages]), None)
+    size = len(part)
+    return {
+        "label to drawing, among drawings, notes and pages": hits(
+            labels[part], everything, torch.arange(size)
+        ),
+        "key words to note, the same": hits(questions[:200], everything, torch.arange(size, size + 200)),
+        "key words to page, the same": hits(
+            questions[200:], everything, torch.arange(size + 200, size + 400)
+        ),
+    }
 
 
 def compositions(
@@ -125,7 +155,7 @@ def compositions(
     row_of: dict[int, int],
     noto_patches: torch.Tensor,
 ) -> dict:
-    """Noto drawing of one thing and the words that change it, to the drawing of the changed thing, all as candidates."""
+    """Noto drawing of one thing and the words that change it, to the changed thing's drawing among all."""
     place = {index: n for n, index in enumerate(concepts)}
     rng = random.Random(0)
     result = {}
@@ -163,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--run", type=Path, help="run.json of the training run, kept with the results")
     arguments = parser.parse_args()
     table = load_concepts(arguments.cache)
     model = Qwen2VLModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
@@ -172,6 +203,7 @@ def main() -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "validation": {VALIDATION_SET: report(fast, tokenizer, arguments.cache, table, VALIDATION_SET)},
         "unseen": {name: report(fast, tokenizer, arguments.cache, table, name) for name in UNSEEN_SETS},
+        "training": json.loads(arguments.run.read_text(encoding="utf-8")) if arguments.run else None,
         "sources": describe(),
     }
     (arguments.model / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

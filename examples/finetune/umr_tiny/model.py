@@ -99,7 +99,7 @@ def build_model(seed: int) -> Qwen2VLModel:
 
 
 def sequence(text_ids: list[int], visual: int) -> list[int]:
-    """``<|im_start|>{body}<|endoftext|>`` with ``visual`` picture tokens first; the text is cut, the tail is kept."""
+    """``<|im_start|>{body}<|endoftext|>``, ``visual`` picture tokens first; text is cut, the tail kept."""
     head = [START, VISION_START, *[IMAGE] * visual, VISION_END] if visual else [START]
     return head + text_ids[: MAX_LENGTH - 1 - len(head)] + [END]
 
@@ -122,8 +122,8 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal:
 class FastModel(nn.Module):
     """The same function as ``Qwen2VLModel`` for rows of equal shape, several times as fast in training.
 
-    Rows are padded on the right: attention is causal, so what follows the pooled token changes nothing. The two
-    temporal copies of a still picture share one patch projection, the sum of both halves.
+    Rows are padded on the right: attention is causal, so what follows the pooled token changes nothing. The
+    two temporal copies of a still picture share one patch projection, the sum of both halves.
     """
 
     def __init__(self, model: Qwen2VLModel, compiled: bool = False) -> None:
@@ -213,7 +213,7 @@ class FastModel(nn.Module):
         return self._merge(visual.merger, states)
 
     def pool(self, rows: list[list[int]], visual: torch.Tensor | None = None) -> torch.Tensor:
-        """Token rows (their picture slots filled in order from ``visual`` ``[n, D]``) to unit vectors ``[B, D]``."""
+        """Token rows, their picture slots filled in order from ``visual`` ``[n, D]``, to unit vectors."""
         language = self.model.language_model
         longest = max(map(len, rows))
         ids = torch.tensor([row + [END] * (longest - len(row)) for row in rows])
@@ -285,5 +285,6 @@ def save_model(model: Qwen2VLModel, tokenizer: Tokenizer, out: Path) -> None:
         (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     for path in temporary.iterdir():
+        path.chmod(0o644)
         path.replace(out / path.name)
     temporary.rmdir()

@@ -1,4 +1,4 @@
-"""Muon in fp32 with like matrices stacked: on this kind of CPU three times as fast as ``torch.optim.Muon``."""
+"""Muon in fp32 with like matrices stacked, nearly twice as fast as ``torch.optim.Muon`` on a CPU."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-
 from batches import Share, Step
 from model import FastModel
 
@@ -30,7 +29,7 @@ def encode(fast: FastModel, share: Share) -> torch.Tensor:
 
 
 def gather(own: torch.Tensor, shares: list[list[int]], worker: int) -> torch.Tensor:
-    """All workers' vectors in row order. Only this worker's carry gradients; the sum over workers is complete."""
+    """All workers' vectors in row order. Only this worker's carry gradients; their sum is complete."""
     total = torch.empty(sum(map(len, shares)), own.shape[1])
     if len(shares) > 1:
         longest = max(map(len, shares))

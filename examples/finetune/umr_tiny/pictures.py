@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections import defaultdict
@@ -13,9 +14,8 @@ import numpy as np
 import resvg_py
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
-
 from concepts import Concept
+from PIL import Image, ImageDraw, ImageFont
 from sources import BY_NAME, UNSEEN_SETS, VALIDATION_SET, fetch, members, read_json
 
 SIDE = 96
@@ -65,8 +65,8 @@ def _drawings(cache: Path, short: str, table: list[Concept]) -> dict[int, str | 
         return found
     names = {slug(concept.label): concept.index for concept in reversed(table)}
     for other in ("noto", "fluent-emoji-flat") if short not in UNSEEN_SETS else (short, "noto"):
-        chars = members(fetch(cache, BY_NAME[other])).get("chars.json")
-        for code, name in read_json(cache, other, "chars.json").items() if chars else ():  # type: ignore[union-attr]
+        chars = json.loads(members(fetch(cache, BY_NAME[other])).get("chars.json", b"{}"))
+        for code, name in chars.items():
             if clean(code) in by_hex:
                 names[name] = by_hex[clean(code)]
     icons = read_json(cache, short, "icons.json")
@@ -91,7 +91,7 @@ def _drawings(cache: Path, short: str, table: list[Concept]) -> dict[int, str | 
 
 
 def load_set(cache: Path, short: str, table: list[Concept]) -> tuple[np.ndarray, np.ndarray]:
-    """Concept numbers ``[n]`` and RGBA pictures ``[n, SIDE, SIDE, 4]`` of a set; rasterised once, then cached."""
+    """Concept numbers ``[n]`` and RGBA pictures ``[n, SIDE, SIDE, 4]`` of a set, cached."""
     path = cache / "rasters" / f"{BY_NAME[short].archive}.{SIDE}.npz"
     if not path.exists():
         drawings = _drawings(cache, short, table)
@@ -132,7 +132,7 @@ class PictureBank:
 def augment(
     rgba: torch.Tensor, mirrors: torch.Tensor, grid: tuple[int, int], rng: torch.Generator
 ) -> torch.Tensor:
-    """RGBA uint8 ``[B, 4, S, S]`` to RGB uint8 ``[B, 3, h, w]``: moved, scaled, turned, recoloured, on some ground."""
+    """RGBA uint8 ``[B, 4, S, S]`` to RGB uint8 ``[B, 3, h, w]``: moved, turned, recoloured, on a ground."""
     size = len(rgba)
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -206,7 +206,7 @@ def grid_of(height: int, width: int) -> tuple[int, int]:
 
 
 def prepare(pictures: torch.Tensor, grid: tuple[int, int] = SQUARE) -> torch.Tensor:
-    """RGB uint8 ``[B, 3, h, w]`` to patches ``[B, P, 3 * 14 * 14]`` in the processor's order, one temporal copy."""
+    """RGB uint8 ``[B, 3, h, w]`` to patches ``[B, P, 588]`` in the processor's order, one temporal copy."""
     rows, columns = grid
     target = (rows * CELL, columns * CELL)
     resized = F.interpolate(pictures, size=target, mode="bicubic", antialias=True)
@@ -216,7 +216,7 @@ def prepare(pictures: torch.Tensor, grid: tuple[int, int] = SQUARE) -> torch.Ten
 
 
 def fake_pages(count: int, figures: torch.Tensor, seed: int) -> torch.Tensor:
-    """Made-up document pages, RGB uint8 ``[count, 3, 136, 96]``: a title, grey lines, sometimes a small figure."""
+    """Made-up document pages, RGB uint8 ``[count, 3, 136, 96]``: title, grey lines, maybe a small figure."""
     rng = np.random.default_rng(seed)
     font = ImageFont.load_default(7)
     pages = []

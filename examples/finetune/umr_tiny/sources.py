@@ -1,4 +1,4 @@
-"""Where the training data of umr-tiny comes from: npm packages, their licences and what each may be used for."""
+"""Where the training data of umr-tiny comes from: npm packages, their licences, what each may be used for."""
 
 from __future__ import annotations
 

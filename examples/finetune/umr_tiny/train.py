@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tokenizers import Tokenizer
-
 from batches import CONCEPTS, Sampler, Share, Step
 from concepts import load_concepts
 from evaluate import validate
@@ -27,6 +25,7 @@ from objective import encode, gather, loss_of
 from pictures import PictureBank
 from sources import TRAIN_SETS
 from texts import Texts
+from tokenizers import Tokenizer
 
 CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
 MUON_RATE, MUON_DECAY, ADAM_RATE = 0.04, 0.1, 3e-3

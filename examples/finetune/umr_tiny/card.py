@@ -1,0 +1,82 @@
+"""Write the model card beside the weights, from the figures in ``results.json``.
+
+python card.py --model FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from batches import CARDS, CONCEPTS, FAMILIES, FAMILY_SIZE, NOTES, PAGES, PASSAGES
+from evaluate import CUTS
+from objective import TEMPERATURE
+from sources import UNSEEN_SETS, VALIDATION_SET
+
+NAMES = {
+    "emojione": "EmojiOne (validation style)",
+    "twemoji": "Twemoji (unseen)",
+    "fxemoji": "FxEmoji (unseen)",
+}
+TEMPLATE = Path(__file__).with_name("card.md")
+
+
+def tables(results: dict) -> str:
+    """One table for each style."""
+    lines: list[str] = []
+    for short in (VALIDATION_SET, *UNSEEN_SETS):
+        figures = {**results["validation"], **results["unseen"]}[short]
+        lines += [
+            "",
+            f"| {NAMES[short]}, {figures['candidates']} concepts | " + " | ".join(f"@{c}" for c in CUTS),
+        ]
+        lines[-1] += " |"
+        lines.append("|---|" + "---|" * len(CUTS))
+        for name, value in figures.items():
+            if isinstance(value, dict):
+                among = f", {value['candidates']} candidates" if "candidates" in value else ""
+                cells = " | ".join(f"{value[f'hit@{cut}']:.1f}" for cut in CUTS)
+                lines.append(f"| {name.replace('picture', 'drawing')}{among} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write ``README.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    folder = parser.parse_args().model
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    run = results["training"]
+    training = (
+        f"{run['steps']:,} steps, {run['concept_samples']:,} concept samples, "
+        f"{sum(run['pictures'].values()):,} drawings in {len(run['pictures'])} styles, "
+        f"{run['seconds'] / 60:.0f} minutes on {run['workers'] * run['threads']} shared CPU cores with AVX-512 "
+        f"(other work ran beside it), torch {run['torch']}."
+    )
+    sources = "\n".join(
+        f"| {s['name']} | {s['version']} | {s['licence']} | {s['role']} |" for s in results["sources"]
+    )
+    card = TEMPLATE.read_text(encoding="utf-8").format(
+        parameters=results["parameters"] / 1e6,
+        dimensions=config["text_config"]["hidden_size"],
+        seen_note="Chance is 100 divided by the number of candidates.",
+        tables=tables(results),
+        training=training,
+        sources="\n".join(rows),
+        concepts=CONCEPTS,
+        families=FAMILIES,
+        family_size=FAMILY_SIZE,
+        notes=NOTES,
+        cards=CARDS,
+        passages=PASSAGES,
+        pages=PAGES,
+        temperature=TEMPERATURE,
+        **{key: run[key] for key in ("muon_rate", "adam_rate", "seed")},
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
