@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from umr_plugins.backbones.registry import FAMILIES, Checkpoint, ModelSpec, PagesMode, Positions, resolve
+from umr_plugins.backbones.registry import FAMILIES, Checkpoint, PagesMode, Positions, describe, resolve
 from umr_plugins.encoding.engine import Engine, join, with_progress
+from umr_plugins.encoding.fingerprint import fingerprint
+from umr_plugins.encoding.options import check_dim, check_spec, choose_device, choose_dtype, positive
 from umr_plugins.errors import BatchError, InputError
 from umr_plugins.types import (
     Encoded,
@@ -94,18 +94,18 @@ class Embedder:
         }
         given = {name: value for name, value in options.items() if value is not None}
         spec = dataclasses.replace(checkpoint.spec, **given)  # type: ignore[arg-type]  # checked just below
-        _check_spec(spec)
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, spec, self.device)
+        check_spec(spec)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, spec, self.device)
         backbone = _load(dataclasses.replace(checkpoint, spec=spec), self.device, self.dtype)
         self.spec = spec
         """What the model is and how its inputs are written."""
         self._checkpoint = checkpoint
-        self._dim = _check_dim(dim, backbone.hidden_size)
+        self._dim = check_dim(dim, backbone.hidden_size)
         self._modalities = backbone.modalities
         budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
-        self._engine = Engine(backbone, self._dim, _positive("max_batch_tokens", budget))
-        self._fingerprint = _fingerprint(checkpoint, backbone, self._dim)
+        self._engine = Engine(backbone, self._dim, positive("max_batch_tokens", budget))
+        self._fingerprint = fingerprint(checkpoint, backbone, self._dim)
         self.config: dict[str, Any] = {
             "model": checkpoint.given if checkpoint.origin != "folder" else str(checkpoint.folder),
             **given,
@@ -317,21 +317,6 @@ class Embedder:
         self._engine.close()
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint is, without loading its weights, as JSON values."""
-    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-    text = checkpoint.config.get("text_config", checkpoint.config)
-    return {
-        "model": checkpoint.given,
-        "origin": checkpoint.origin,
-        "folder": str(checkpoint.folder),
-        "revision": checkpoint.revision,
-        "weights_bytes": size,
-        "hidden_size": text.get("hidden_size"),
-        **dataclasses.asdict(checkpoint.spec),
-    }
-
-
 _shared: dict[str, Embedder] = {}
 _shared_lock = threading.Lock()
 
@@ -359,87 +344,4 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> B
     return backbone
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f'device={device!r} is no torch device; use "cpu", "cuda", "cuda:1", …') from error
-
-
-def _dtype(dtype: str | torch.dtype | None, spec: ModelSpec, device: torch.device) -> torch.dtype:
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None and spec.dtype is not None:
-        return names[spec.dtype]
-    if dtype is None:
-        return torch.bfloat16 if _computes_bf16(device) else torch.float32
-    if dtype not in names:
-        raise InputError(f"dtype must be one of {sorted(names)}, got {dtype!r}")
-    return names[dtype]
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed, not emulated (on the CPU: AVX512-BF16 or AMX)."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("amx_tile"))
-
-
-def _check_spec(spec: ModelSpec) -> None:
-    if spec.positions not in ("sequential", "mrope"):
-        raise InputError(f'positions must be "sequential" or "mrope", got {spec.positions!r}')
-    for name in ("min_image_tokens", "max_image_tokens", "max_length"):
-        _positive(name, getattr(spec, name))
-    if spec.min_image_tokens > spec.max_image_tokens:
-        raise InputError(
-            f"min_image_tokens={spec.min_image_tokens} is above max_image_tokens={spec.max_image_tokens}"
-        )
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def _check_dim(dim: int | None, hidden: int) -> int:
-    if dim is None:
-        return hidden
-    if _positive("dim", dim) > hidden:
-        raise InputError(f"dim={dim} is longer than the model's vectors ({hidden})")
-    return dim
-
-
-def _fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
-    spec = backbone.spec
-    parts = {
-        "weights": {
-            path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))
-        },
-        "tokenizer": getattr(backbone, "tokenizer").sha256,  # noqa: B009  # not part of the protocol
-        "template": [spec.template, spec.image_slot, spec.default_instruction],
-        "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.resampler],
-        "positions": spec.positions,
-        "pooling": spec.pooling,
-        "max_length": spec.max_length,
-        "dim": dim,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    # The hub's cache names large files by their sha256: no need to read 9 GB again.
-    real = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", real.name):
-        return real.name
-    with real.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["DEFAULT_MODEL", "Embedder", "describe", "shared_embedder"]
+__all__ = ["DEFAULT_MODEL", "Embedder", "shared_embedder"]

@@ -55,6 +55,11 @@ class Backbone(Protocol):
     hidden_size: int
     modalities: frozenset[Modality]
 
+    @property
+    def vocabulary_hash(self) -> str:
+        """Changes with the tokenizer, for the fingerprint."""
+        ...
+
     def check(self, item: Item) -> None:
         """Raise `ItemError` for an item the family was not trained on (several pictures, video, …)."""
         ...

@@ -71,6 +71,11 @@ class QwenVL:
                 "Raise max_length or lower max_image_tokens"
             )
 
+    @property
+    def vocabulary_hash(self) -> str:
+        """SHA-256 of the tokenizer."""
+        return self.tokenizer.sha256
+
     def check(self, item: Item) -> None:
         """Refuse what the family was not trained on: several pictures, video."""
         if item.video:

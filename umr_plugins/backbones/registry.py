@@ -208,6 +208,21 @@ def write_sidecar(folder: Path, spec: ModelSpec) -> Path:
     return path
 
 
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint is, without loading its weights, as JSON values."""
+    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    return {
+        "model": checkpoint.given,
+        "origin": checkpoint.origin,
+        "folder": str(checkpoint.folder),
+        "revision": checkpoint.revision,
+        "weights_bytes": size,
+        "hidden_size": text.get("hidden_size"),
+        **dataclasses.asdict(checkpoint.spec),
+    }
+
+
 def _check_weights(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):
         return

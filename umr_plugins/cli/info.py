@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
         with open_existing(args.db) as index:
             facts |= {"items": index.count(), "index": index.info()}
     if args.model is not None:
-        from umr_plugins.backbones.registry import resolve
-        from umr_plugins.embedder import describe
+        from umr_plugins.backbones.registry import describe, resolve
 
         facts["model"] = describe(resolve(args.model))
     if args.db is None and args.model is None:
