@@ -27,11 +27,8 @@ def tables(results: dict) -> str:
     lines: list[str] = []
     for short in (VALIDATION_SET, *UNSEEN_SETS):
         figures = {**results["validation"], **results["unseen"]}[short]
-        lines += [
-            "",
-            f"| {NAMES[short]}, {figures['candidates']} concepts | " + " | ".join(f"@{c}" for c in CUTS),
-        ]
-        lines[-1] += " |"
+        heads = [f"{NAMES[short]}, {figures['candidates']} concepts", *(f"@{cut}" for cut in CUTS)]
+        lines += ["", "| " + " | ".join(heads) + " |"]
         lines.append("|---|" + "---|" * len(CUTS))
         for name, value in figures.items():
             if isinstance(value, dict):
@@ -52,12 +49,11 @@ def main() -> None:
     training = (
         f"{run['steps']:,} steps, {run['concept_samples']:,} concept samples, "
         f"{sum(run['pictures'].values()):,} drawings in {len(run['pictures'])} styles, "
-        f"{run['seconds'] / 60:.0f} minutes on {run['workers'] * run['threads']} shared CPU cores with AVX-512 "
-        f"(other work ran beside it), torch {run['torch']}."
+        f"{run['seconds'] / 60:.0f} minutes on {run['workers'] * run['threads']} CPU cores with AVX-512 "
+        f"that other work shared, torch {run['torch']}."
     )
-    sources = "\n".join(
-        f"| {s['name']} | {s['version']} | {s['licence']} | {s['role']} |" for s in results["sources"]
-    )
+    columns = ("name", "version", "licence", "role")
+    rows = ["| " + " | ".join(source[key] for key in columns) + " |" for source in results["sources"]]
     card = TEMPLATE.read_text(encoding="utf-8").format(
         parameters=results["parameters"] / 1e6,
         dimensions=config["text_config"]["hidden_size"],
