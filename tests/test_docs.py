@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from llama_index.core.schema import TextNode
 
 from umr_plugins.cli.main import main
 from umr_plugins.demo import FILES
 from umr_plugins.demo import ROOT as DEMO
+from umr_plugins.media.images import load_image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -58,15 +60,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(next((FILES / "photos").glob("*.jpg")), tmp_path / "photo.jpg")
     shutil.copy(next((DEMO / "queries").glob("*.png")), tmp_path / "part.jpg")
     shutil.copy(drawings[4], tmp_path / "key.png")
+    shutil.copy(drawings[5], tmp_path / "bicycle.jpg")
+    shutil.copy(drawings[6], tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("snippet", snippets("python"))
-def test_python_snippets_run(snippet: str, folder: Path) -> None:
-    for real, tiny in REAL_TO_TINY.items():
-        snippet = snippet.replace(real, tiny)
-    exec(compile(snippet, "<snippet>", "exec"), {"__name__": "__main__"})
+def sessions() -> list[object]:
+    """Pages with Python in them."""
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", sessions())
+def test_python_snippets_run(page: Path, folder: Path) -> None:
+    # One page is one session; these are the names that pages take for granted.
+    names = {"photo": load_image(Path("photo.jpg")), "nodes": [TextNode(text="red")], "__name__": "__main__"}
+    for number, snippet in enumerate(blocks(page, "python")):
+        for real, tiny in REAL_TO_TINY.items():
+            snippet = snippet.replace(real, tiny)
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)
 
 
 @pytest.mark.parametrize("snippet", [one for one in snippets("console") if "$ umr" in one.values[0]])  # type: ignore[attr-defined]
