@@ -8,6 +8,7 @@ would drop Chroma's locks. Run as a module it probes a folder, in a process that
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ Chroma's default of 100 misses more."""
 _CONFIGURATION = {"hnsw": {"space": "cosine", "ef_search": EF_SEARCH}}
 _PAGE = 500
 _PROBE_SECONDS = 600
+_SERVER_SECONDS = 120
 
 
 class ProjectionError(Exception):
@@ -65,7 +67,7 @@ class Projection:
                     self._collection = self._client.get_collection(name, embedding_function=None)
                 self._rows = min(self._client.get_max_batch_size(), 1000)
             except BaseException:
-                self._client.close()
+                _close(self._client)
                 raise
 
     def upsert(self, seqs: Sequence[int], vectors: FloatArray, metadatas: Sequence[dict[str, Any]]) -> None:
@@ -138,7 +140,7 @@ class Projection:
             except ProjectionError:
                 logging.getLogger(__name__).debug("the collection %s was gone already", self.name)
         with _Errors("close"):
-            self._client.close()
+            _close(self._client)
 
 
 class _Errors:
@@ -186,9 +188,27 @@ def _client(chromadb: Any, place: Path | str | None) -> Any:
     if isinstance(place, Path):
         return chromadb.PersistentClient(str(place), settings=settings)
     url = urlsplit(place)
-    return chromadb.HttpClient(
-        host=url.hostname, port=url.port or 8000, ssl=url.scheme == "https", settings=settings
-    )
+    host, port = url.hostname or "", url.port or 8000
+    # Asked first, since Chroma's client leaves its connections open when it can't reach the server.
+    socket.create_connection((host, port), timeout=10).close()
+    client = chromadb.HttpClient(host=host, port=port, ssl=url.scheme == "https", settings=settings)
+    for session in _sessions(client):
+        session.timeout = _SERVER_SECONDS  # by default it would wait for ever
+    return client
+
+
+def _sessions(client: Any) -> list[Any]:
+    """The HTTP sessions of a client, which Chroma itself neither limits nor closes."""
+    clients = (client, getattr(client, "_admin_client", None))
+    found = [getattr(getattr(each, "_server", None), "_session", None) for each in clients]
+    return [session for session in found if session is not None]
+
+
+def _close(client: Any) -> None:
+    sessions = _sessions(client)
+    client.close()
+    for session in sessions:
+        session.close()
 
 
 def check_url(url: str) -> str:
