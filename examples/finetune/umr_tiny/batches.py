@@ -13,8 +13,7 @@ from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_w
 from texts import Texts, excerpt_query
 from tokenizers import Tokenizer
 
-CONCEPTS, OTHER_GRID_ROWS, FAMILIES, FAMILY_SIZE = 96, 14, 8, 4
-CARDS, NOTES, PASSAGES, PAGES = 12, 8, 14, 4
+OTHER_GRID_ROWS, FAMILY_SIZE = 14, 4
 PASSAGE_WORDS, PAGE_WORDS, CARD_WORDS = (12, 70), (60, 170), (8, 45)
 CHANGES = (
     "{gained}",
@@ -30,6 +29,32 @@ CHANGES = (
     "change to {gained}",
 )
 REMOVALS = ("without {lost}", "not {lost}", "no {lost}", "plain, without {lost}")
+
+
+class Mix(NamedTuple):
+    """What a step holds: how many of each, and the weight of pairs with a document."""
+
+    concepts: int
+    families: int
+    cards: int
+    notes: int
+    passages: int
+    pages: int
+    documents: float
+
+
+# Pictures first; then documents of every kind, which are learnt faster once pictures are known.
+MIXES = ((0, Mix(96, 8, 12, 8, 14, 4, 0.5)), (1400, Mix(56, 6, 20, 40, 36, 14, 1.0)))
+
+
+def mix_at(step: int) -> Mix:
+    """The mix in force at a step."""
+    return next(mix for start, mix in reversed(MIXES) if step >= start)
+
+
+def concepts_until(steps: int) -> int:
+    """Concept samples in so many steps."""
+    return sum(mix_at(step).concepts for step in range(steps))
 
 
 @dataclass
@@ -95,10 +120,10 @@ class Sampler:
     def draw(self, step: int) -> Step:
         """The rows and pairs of one step."""
         rng = random.Random(self.seed * 1_000_003 + step)
-        batch = Step()
+        batch, mix = Step(), mix_at(step)
         chosen: dict[int, Concept] = {}
-        while len(chosen) < CONCEPTS:
-            for index in rng.choices(self.known, self.weights, k=CONCEPTS - len(chosen)):
+        while len(chosen) < mix.concepts:
+            for index in rng.choices(self.known, self.weights, k=mix.concepts - len(chosen)):
                 chosen.setdefault(self.table[index].family, self.table[index])
         grid = rng.choice(OTHER_GRIDS)
         main: list[tuple[Concept, int, int, int]] = []
@@ -114,13 +139,13 @@ class Sampler:
             batch.both(text, one)
             batch.both(text, two)
             main.append((concept, one, two, text))
-        self._families(batch, rng)
-        self._documents(batch, main, rng)
+        self._families(batch, mix, rng)
+        self._documents(batch, mix, main, rng)
         return batch
 
-    def _families(self, batch: Step, rng: random.Random) -> None:
+    def _families(self, batch: Step, mix: Mix, rng: random.Random) -> None:
         """Near neighbours: a label must find its drawing, a drawing plus changed words another one."""
-        for number in range(FAMILIES):
+        for number in range(mix.families):
             group = rng.choice(self.tones if number < 3 else self.others)
             members = [self.table[index] for index in rng.sample(group, min(FAMILY_SIZE, len(group)))]
             style = rng.choice(self.bank.rows[members[0].index])[0]
@@ -151,16 +176,18 @@ class Sampler:
                 )
                 batch.pairs.append((query, targets[place], 1.5))
 
-    def _documents(self, batch: Step, main: list[tuple[Concept, int, int, int]], rng: random.Random) -> None:
+    def _documents(
+        self, batch: Step, mix: Mix, main: list[tuple[Concept, int, int, int]], rng: random.Random
+    ) -> None:
         """Notes, cards (drawing and text), passages and pages, each with what should find it."""
-        picked = rng.sample(main, CARDS + NOTES)
-        for concept, one, _, text in picked[:NOTES]:
+        picked = rng.sample(main, min(len(main), mix.cards + mix.notes))
+        for concept, one, _, text in picked[: mix.notes]:
             note = batch.add(
-                Row(text=self.texts.describe(concept, rng), concept=concept.index, family=concept.family)
+                Row(text=self.texts.note(concept, rng), concept=concept.index, family=concept.family)
             )
-            batch.both(one, note, 0.5)
-            batch.both(text, note, 0.5)
-        for concept, one, two, text in picked[NOTES:]:
+            batch.both(one, note, mix.documents)
+            batch.both(text, note, mix.documents)
+        for concept, one, two, text in picked[mix.notes :]:
             name = {"concept": concept.index, "family": concept.family}
             if rng.random() < 0.45:
                 caption = self.texts.describe(concept, rng, short=rng.random() < 0.6)
@@ -177,13 +204,13 @@ class Sampler:
                 Row(text=excerpt_query(passage, rng), picture=self.picture(concept, rng)[1], **name)
             )
             batch.pairs.append((mixed, card, 0.5))
-        for query, passage in self.texts.passages(PASSAGES, PASSAGE_WORDS, rng):
-            batch.both(batch.add(Row(text=query)), batch.add(Row(text=passage)), 0.8)
-        for query, passage in self.texts.passages(PAGES, PAGE_WORDS, rng):
+        for query, passage in self.texts.passages(mix.passages, PASSAGE_WORDS, rng):
+            batch.both(batch.add(Row(text=query)), batch.add(Row(text=passage)))
+        for query, passage in self.texts.passages(mix.pages, PAGE_WORDS, rng):
             page = batch.add(
                 Row(text=passage, picture=rng.randrange(len(self.pages)), grid=(2, 1), page=True)
             )
-            batch.both(batch.add(Row(text=query)), page, 0.8)
+            batch.both(batch.add(Row(text=query)), page)
 
     def tensors(self, batch: Step, step: int, worker: int = 0, workers: int = 1) -> Share:
         """This worker's share of the rows: every ``workers``-th of them in order of cost."""

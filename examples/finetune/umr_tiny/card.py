@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from batches import CARDS, CONCEPTS, FAMILIES, FAMILY_SIZE, NOTES, PAGES, PASSAGES
+from batches import FAMILY_SIZE, MIXES
 from evaluate import CUTS
 from objective import TEMPERATURE
 from sources import UNSEEN_SETS, VALIDATION_SET
@@ -61,13 +61,12 @@ def main() -> None:
         tables=tables(results),
         training=training,
         sources="\n".join(rows),
-        concepts=CONCEPTS,
-        families=FAMILIES,
-        family_size=FAMILY_SIZE,
-        notes=NOTES,
-        cards=CARDS,
-        passages=PASSAGES,
-        pages=PAGES,
+        mixes="\n".join(
+            f"| {start:,} | {mix.concepts} | {mix.families} x {FAMILY_SIZE} | {mix.notes} | {mix.cards} "
+            f"| {mix.passages} | {mix.pages} |"
+            for start, mix in MIXES
+        ),
+        change=MIXES[-1][0],
         temperature=TEMPERATURE,
         **{key: run[key] for key in ("muon_rate", "adam_rate", "seed")},
     )

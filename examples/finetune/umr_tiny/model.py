@@ -276,6 +276,7 @@ def save_model(model: Qwen2VLModel, tokenizer: Tokenizer, out: Path) -> None:
             "max_image_tokens": 4,
             "max_length": MAX_LENGTH,
             "resampler": "torch",
+            "dtype": "float32",
             "pages": "fused",
             "demo": True,
             "license": "Apache-2.0",

@@ -257,6 +257,7 @@ class Texts:
         self.wordnet = WordNet(cache)
         self.prose = load_prose(cache, TRAIN_PROSE)
         self.entry = [self.wordnet.lookup(concept.label) for concept in table]
+        self.keys = {id(entry): key for key, entry in self.wordnet.entries.items()}
 
     def corpus(self) -> list[str]:
         """The texts that the tokenizer is trained on."""
@@ -311,6 +312,19 @@ class Texts:
             "number": rng.randint(1, 99),
         }
         return rng.choice(CAPTIONS if short else DESCRIPTIONS).format(**words)
+
+    def note(self, concept: Concept, rng: random.Random) -> str:
+        """A note about the drawing, up to a few paragraphs long; what follows may stray from the subject."""
+        entry = self.entry[concept.index]
+        if entry is None or concept.tone or rng.random() < 0.4:
+            text = self.describe(concept, rng)
+        else:
+            text = self.wordnet.passage(self.keys[id(entry)], rng, rng.randint(15, 60))
+            if rng.random() < 0.5:
+                text = f"# {capital(concept.label)}\n{text}"
+        if rng.random() < 0.5:
+            text = f"{text}\n{prose_passage(self.prose, rng, rng.randint(15, 60))}"
+        return text
 
     def passages(self, count: int, words: tuple[int, int], rng: random.Random) -> list[tuple[str, str]]:
         """``count`` (query, passage) pairs; entries often come as siblings, so that the wrong one is near."""

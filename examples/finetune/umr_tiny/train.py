@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from batches import CONCEPTS, Sampler, Share, Step
+from batches import Sampler, Share, Step, concepts_until, mix_at
 from concepts import load_concepts
 from evaluate import validate
 from model import FastModel, build_model, save_model, train_tokenizer
@@ -126,7 +126,7 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
             now = time.monotonic()
             line = {"step": step + 1, "loss": round(total_loss / counted, 4)}
             line["ranked_first"] = round(total_hits / counted, 4)
-            line["samples_per_s"] = round(counted * CONCEPTS / (now - last), 1)
+            line["samples_per_s"] = round(counted * mix_at(step).concepts / (now - last), 1)
             line["seconds"] = round(now - began, 1)
             total_loss = total_hits = 0.0
             counted, last = 0, now
@@ -146,7 +146,11 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
             saved_at = time.monotonic()
     pool.shutdown(cancel_futures=True)
     if first:
-        run = {"steps": end, "concept_samples": end * CONCEPTS, "seconds": round(time.monotonic() - began)}
+        run = {
+            "steps": end,
+            "concept_samples": concepts_until(end),
+            "seconds": round(time.monotonic() - began),
+        }
         run |= {
             key: getattr(arguments, key) for key in ("workers", "threads", "seed", "muon_rate", "adam_rate")
         }
@@ -167,7 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
