@@ -429,3 +429,19 @@ def test_unexpected_errors_of_sqlite_are_storage_errors(folder: Path) -> None:
         with pytest.raises(UMRError, match="ledger"):
             index.delete(["1"])
         assert isinstance(index._store.ledger._db, sqlite3.Connection)
+
+
+def test_searches_go_on_during_a_rebuild(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Index(folder, FakeEncoder()) as index:
+        real, found = Projection.upsert, []
+
+        def slow(self: Projection, *arguments: Any) -> None:
+            searcher = threading.Thread(target=lambda: found.append(index.search("text 3", 1)[0].id))
+            searcher.start()
+            searcher.join(30)  # would be over only when the search did not wait for the rebuild
+            assert not searcher.is_alive()
+            real(self, *arguments)
+
+        monkeypatch.setattr(Projection, "upsert", slow)
+        index.rebuild()
+        assert found == ["3"]

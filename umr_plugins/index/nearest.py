@@ -56,8 +56,7 @@ class Search:
         """Chroma's candidates; None when it has no good answer."""
         condition = superset(where)
         for attempt in range(2):
-            with self._store.lock:
-                projection = self._store.projection
+            projection = self._store.projection  # without the lock: a rebuild must not hold up searches
             try:
                 if projection is None:
                     raise ProjectionError("Chroma is not open")
