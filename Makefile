@@ -35,7 +35,7 @@ format: $(STAMP) ## Rewrite files in the project's style
 	$(BIN)/ruff format .
 
 crash: $(STAMP) ## Kill `umr index` 60 times at random moments and check what is left, beside bare Chroma
-	$(BIN)/python benchmarks/crash/kill_index.py --kills 60 $(ARGS)
+	$(BIN)/python benchmarks/crash/kill_index.py --kills 60 --bare --out benchmarks/results/crash.json $(ARGS)
 
 clean: ## Remove everything that make created
 	rm -rf $(VENV) demo-output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -259,6 +261,15 @@ def test_config_recreates_the_embedder(gme_folder: Path) -> None:
     first = Embedder(gme_folder, positions="mrope", dim=32, max_length=1500)
     again = Embedder(**json.loads(json.dumps(first.config)))
     assert again.fingerprint == first.fingerprint
+
+
+def test_pickles_and_copies_share_one_loaded_model(gme_folder: Path) -> None:
+    first = Embedder(gme_folder, dim=24, dtype="float32", max_batch_tokens=500)
+    twin = pickle.loads(pickle.dumps(first))
+    assert copy.deepcopy(first) is twin
+    assert (twin.fingerprint, twin.dtype) == (first.fingerprint, torch.float32)
+    assert twin._engine.max_batch_tokens == 500
+    assert np.array_equal(twin.encode_queries(["x"]), first.encode_queries(["x"]))
 
 
 def test_the_released_wrapper_s_methods(embedder: Embedder) -> None:

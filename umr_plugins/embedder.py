@@ -113,6 +113,15 @@ class Embedder:
             **({"revision": revision} if revision is not None else {}),
         }
         """Keyword arguments that make an embedder of the same vectors, as JSON values."""
+        self._machine = {
+            "device": None if device is None else str(self.device),
+            "dtype": None if dtype is None else str(self.dtype).removeprefix("torch."),
+            "max_batch_tokens": max_batch_tokens,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Weights and threads don't travel: the receiving process loads the model, once.
+        return (_restored, ({**self.config, **self._machine},))
 
     @property
     def dim(self) -> int:
@@ -335,6 +344,10 @@ def shared_embedder(model: str | Path = DEFAULT_MODEL, **options: Any) -> Embedd
         if key not in _shared:
             _shared[key] = Embedder(model, **options)
         return _shared[key]
+
+
+def _restored(options: dict[str, Any]) -> Embedder:
+    return shared_embedder(**options)
 
 
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backbone:

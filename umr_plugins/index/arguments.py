@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from umr_plugins.errors import InputError
 from umr_plugins.types import Encoder
@@ -35,7 +35,7 @@ def loaded(encoder: Encoder | str | None) -> Encoder | None:
     if isinstance(encoder, str):
         from umr_plugins.embedder import shared_embedder
 
-        return cast(Encoder, shared_embedder(model=encoder))
+        return shared_embedder(model=encoder)
     if encoder is not None and not hasattr(encoder, "encode_documents"):
         raise InputError(f"encoder must be an Embedder, a model's name or None, got {type(encoder).__name__}")
     return encoder

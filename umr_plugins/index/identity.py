@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from umr_plugins.errors import FingerprintError, InputError
 from umr_plugins.index.encode import wrong_dim
@@ -49,8 +49,12 @@ class Identity:
             "demo": self._ledger.meta("demo") == "1",
         }
 
-    def check(self, encoder: Encoder) -> None:
+    def check(self, encoder: Encoder, *, recreated: bool = False) -> None:
         """Record the encoder of a new index, or make sure that this one made the vectors.
+
+        Args:
+            encoder: what will embed from now on.
+            recreated: it was loaded from the record, not given by the caller.
 
         Raises:
             FingerprintError: it is another model, or the same with other vector options.
@@ -62,6 +66,13 @@ class Identity:
         if not empty and self.dim is not None and self.dim != encoder.dim:
             raise wrong_dim(self.dim, encoder.dim)
         if not empty and recorded is not None:
+            if recreated:
+                raise FingerprintError(
+                    f"this index was made with {described(self.config, self.dim)}, fingerprint "
+                    f"{recorded[:12]}, but the model under that name is another one now, fingerprint "
+                    f"{encoder.fingerprint[:12]}. Their vectors can't be compared. Put the old model back, "
+                    "or index into a new folder"
+                )
             raise FingerprintError(
                 f"this index was made with {described(self.config, self.dim)}, fingerprint {recorded[:12]}; "
                 f"you gave {described(config_of(encoder), encoder.dim)}, fingerprint "
@@ -122,8 +133,8 @@ class Identity:
             )
         from umr_plugins.embedder import shared_embedder
 
-        encoder = cast(Encoder, shared_embedder(**config))
-        self.check(encoder)
+        encoder: Encoder = shared_embedder(**config)
+        self.check(encoder, recreated=True)
         return encoder
 
 

@@ -43,8 +43,12 @@ class Mix(NamedTuple):
     documents: float
 
 
-# Pictures first; then documents of every kind, which are learnt faster once pictures are known.
-MIXES = ((0, Mix(96, 8, 12, 8, 14, 4, 0.5)), (1400, Mix(56, 6, 20, 40, 36, 14, 1.0)))
+# Pictures first; then mostly documents, which are learnt faster once pictures are known; both at the end.
+MIXES = (
+    (0, Mix(96, 8, 12, 8, 14, 4, 0.5)),
+    (1400, Mix(56, 6, 20, 40, 36, 14, 1.0)),
+    (1700, Mix(96, 6, 12, 32, 20, 8, 1.0)),
+)
 
 
 def mix_at(step: int) -> Mix:

@@ -66,7 +66,6 @@ def main() -> None:
             f"| {mix.passages} | {mix.pages} |"
             for start, mix in MIXES
         ),
-        change=MIXES[-1][0],
         temperature=TEMPERATURE,
         **{key: run[key] for key in ("muon_rate", "adam_rate", "seed")},
     )

@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
@@ -117,7 +117,7 @@ class GMEEmbeddings(BaseModel, Embeddings):
             return self._ready.encoder
         from umr_plugins.embedder import shared_embedder  # imports torch: not before it is needed
 
-        return cast(Encoder, shared_embedder(**self.config))
+        return shared_embedder(**self.config)
 
     @property
     def dimension(self) -> int:
