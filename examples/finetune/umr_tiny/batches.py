@@ -14,7 +14,7 @@ from texts import Texts, excerpt_query
 from tokenizers import Tokenizer
 
 OTHER_GRID_ROWS, FAMILY_SIZE = 14, 4
-PASSAGE_WORDS, PAGE_WORDS, CARD_WORDS = (12, 70), (60, 170), (8, 45)
+PASSAGE_WORDS, PAGE_WORDS, CARD_WORDS = (12, 70), (60, 140), (8, 45)
 CHANGES = (
     "{gained}",
     "{gained}",
@@ -43,11 +43,12 @@ class Mix(NamedTuple):
     documents: float
 
 
-# Pictures first; then mostly documents, which are learnt faster once pictures are known; both at the end.
+# Pictures first; then mostly documents, which are learnt faster once pictures are known; both; then texts.
 MIXES = (
     (0, Mix(96, 8, 12, 8, 14, 4, 0.5)),
     (1400, Mix(56, 6, 20, 40, 36, 14, 1.0)),
     (1700, Mix(96, 6, 12, 32, 20, 8, 1.0)),
+    (2160, Mix(64, 5, 16, 44, 72, 14, 1.0)),
 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from batches import Sampler, Share, Step, concepts_until, mix_at
+from batches import MIXES, Sampler, Share, Step, concepts_until, mix_at
 from concepts import load_concepts
 from evaluate import validate
 from model import FastModel, build_model, save_model, train_tokenizer
@@ -27,7 +27,7 @@ from sources import TRAIN_SETS
 from texts import Texts
 from tokenizers import Tokenizer
 
-CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
+CLIP, WARMUP, FLOOR, COSINE, SECOND = 1.0, 60, 0.02, 2600, 0.4
 MUON_RATE, MUON_DECAY, ADAM_RATE = 0.04, 0.1, 3e-3
 
 
@@ -46,10 +46,13 @@ def optimisers(
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm-up, then one cosine."""
+    """Warm-up, then a cosine; from the last mix on, a straight line down from a second, lower start."""
     if step < WARMUP:
         return (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, steps - WARMUP)
+    last = MIXES[-1][0]
+    if step >= last:
+        return FLOOR + (SECOND - FLOOR) * (steps - step) / (steps - last)
+    done = (step - WARMUP) / (COSINE - WARMUP)
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
 
 
@@ -171,7 +174,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=3060)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
