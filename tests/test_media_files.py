@@ -10,9 +10,10 @@ from bad_inputs import BAD, GOOD_ODD, SLOW, encoded, picture, text_pdf
 
 from umr_plugins.errors import ItemError
 from umr_plugins.media import pdf
-from umr_plugins.media.files import FilePart, PagesMode, file_parts, kind_of
+from umr_plugins.media.files import FilePart, file_parts, kind_of
 from umr_plugins.media.folder import read_file, walk
 from umr_plugins.media.images import load_image
+from umr_plugins.types import PagesMode
 
 
 def words(text: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from umr_plugins.backbones.registry import FAMILIES, Checkpoint, PagesMode, Positions, describe, resolve
+from umr_plugins.backbones.registry import FAMILIES, Checkpoint, Positions, describe, resolve
 from umr_plugins.encoding.engine import Engine, join, with_progress
 from umr_plugins.encoding.fingerprint import fingerprint
 from umr_plugins.encoding.options import check_dim, check_spec, choose_device, choose_dtype, positive
@@ -25,6 +25,7 @@ from umr_plugins.types import (
     ItemLike,
     Modality,
     OnError,
+    PagesMode,
     Role,
     as_item,
     check_on_error,

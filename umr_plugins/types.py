@@ -24,6 +24,8 @@ FloatArray: TypeAlias = "NDArray[np.float32]"
 Modality = Literal["text", "image", "fused"]
 Role = Literal["query", "document"]
 OnError = Literal["raise", "skip"]
+PagesMode = Literal["image", "fused", "text"]
+"""What a PDF page is embedded as: its picture, picture and text layer, or text layer."""
 
 
 @dataclass(frozen=True)

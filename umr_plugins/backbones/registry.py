@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
+from umr_plugins.types import PagesMode
 
 Positions = Literal["sequential", "mrope"]
 Resampler = Literal["torch", "pillow"]
-PagesMode = Literal["image", "fused", "text"]
 
 GME_TEMPLATE = (
     "<|im_start|>system\n{instruction}<|im_end|>\n"

@@ -22,9 +22,9 @@ from umr_plugins.index.ledger import PENDING, STAGED
 from umr_plugins.index.rows import Row, content_hash, file_item_id, file_pictures
 from umr_plugins.index.sources import COMPLETE, PARTIAL, REFUSED, Refused, Source, Sources, Version
 from umr_plugins.index.store import PROJECT_AT, Store
-from umr_plugins.media.files import FilePart, PagesMode, file_parts, kind_of
+from umr_plugins.media.files import FilePart, file_parts, kind_of
 from umr_plugins.media.folder import FoundFile, read_file, walk
-from umr_plugins.types import Encoder, Item
+from umr_plugins.types import Encoder, Item, PagesMode
 
 COMMIT_AT = 32
 """Items per ledger commit: what a kill can cost at most."""

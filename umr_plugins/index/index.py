@@ -26,8 +26,7 @@ from umr_plugins.index.sources import Refused, Sources
 from umr_plugins.index.store import PROJECT_AT, ledger_file
 from umr_plugins.index.verify import VerifyReport, verify
 from umr_plugins.index.where import Where, check_where
-from umr_plugins.media.files import PagesMode
-from umr_plugins.types import Encoder, FloatArray, Hit, ItemLike, OnError, as_item, check_on_error
+from umr_plugins.types import Encoder, FloatArray, Hit, ItemLike, OnError, PagesMode, as_item, check_on_error
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,7 @@ from umr_plugins.errors import ItemError
 from umr_plugins.media import images, pdf
 from umr_plugins.media.split import split_text
 from umr_plugins.media.text import decode_text
-from umr_plugins.types import Item
-
-PagesMode = Literal["image", "fused", "text"]
-"""What of a PDF page is embedded: its picture, picture and text layer as one, or the text layer."""
+from umr_plugins.types import Item, PagesMode
 
 FileKind = Literal["image", "pdf", "text"]
 

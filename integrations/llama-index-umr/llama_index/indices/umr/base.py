@@ -28,7 +28,7 @@ from umr_plugins.types import OnError
 
 if TYPE_CHECKING:
     from umr_plugins.index.index import FolderReport
-    from umr_plugins.media.files import PagesMode
+    from umr_plugins.types import PagesMode
 
 _log = logging.getLogger(__name__)
 
