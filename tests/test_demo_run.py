@@ -124,9 +124,7 @@ def test_an_index_of_another_model_is_made_anew(result: DemoResult) -> None:
     assert other.items == result.items
 
 
-def test_umr_tiny_is_as_good_as_its_first_version(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_umr_tiny_is_as_good_as_its_first_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["model"]["demo"] is True
