@@ -18,13 +18,37 @@ from PIL import Image
 @pytest.fixture(scope="session")
 def qwen2_vl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2-VL in the released layout, read in the GME layout with M-RoPE."""
-    return tiny_checkpoints.write_qwen2_vl(tmp_path_factory.mktemp("qwen2-vl"))
+    return tiny_checkpoints.write_qwen_vl(tmp_path_factory.mktemp("qwen2-vl"))
 
 
 @pytest.fixture(scope="session")
 def gme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights as a GME checkpoint: its config names the remote code, so positions are sequential."""
-    return tiny_checkpoints.write_qwen2_vl(tmp_path_factory.mktemp("gme"), gme=True)
+    return tiny_checkpoints.write_qwen_vl(tmp_path_factory.mktemp("gme"), gme=True)
+
+
+@pytest.fixture(scope="session")
+def qwen2_5_vl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2.5-VL in the released layout."""
+    return tiny_checkpoints.write_qwen_vl(tmp_path_factory.mktemp("qwen2.5-vl"), "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-VL in the released layout, read as Qwen3-VL-Embedding is."""
+    return tiny_checkpoints.write_qwen_vl(tmp_path_factory.mktemp("qwen3-vl"), "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def mm_embed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random MM-Embed in the released layout."""
+    return tiny_checkpoints.write_llava_next(tmp_path_factory.mktemp("mm-embed"))
+
+
+@pytest.fixture(scope="session")
+def llava_next_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random off-the-shelf LLaVA-NeXT."""
+    return tiny_checkpoints.write_llava_next(tmp_path_factory.mktemp("llava-next"), mm_embed=False)
 
 
 @pytest.fixture(scope="session")

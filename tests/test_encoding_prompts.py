@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from umr_plugins.backbones.base import Input, Prepared
 from umr_plugins.embedder import Embedder
 
 GOLDEN = Path(__file__).parent / "golden" / "gme_prompts.json"
@@ -28,5 +29,6 @@ def test_the_ids_are_those_of_the_rendered_string(gme_folder: Path) -> None:
         if case["item"].get("image"):
             continue
         system = case["instruction"] or backbone.spec.default_instruction
-        text, lead = backbone.tokenize([case["item"]["text"], system])
-        assert backbone.compose(text, (), lead).ids.tolist() == whole(case["string"]).input_ids
+        (made,) = backbone.prepare([Input(case["item"]["text"], (), system, case["role"])])
+        assert isinstance(made, Prepared)
+        assert made.ids.tolist() == whole(case["string"]).input_ids

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from umr_plugins.backbones.registry import ModelSpec
-    from umr_plugins.types import Item, Modality
+    from umr_plugins.errors import ItemError
+    from umr_plugins.types import Item, Modality, Role
 
 Grid = tuple[int, int]
 """Patches of a picture as (rows, columns), before merging."""
@@ -20,10 +21,33 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture cut to patches: uint8 `[rows * columns, 3 * patch * patch]` in the model's own order."""
+    """A picture in the layout its family takes, uint8.
+
+    Args:
+        patches: Qwen-VL: `[rows * columns, 3 * patch * patch]` in the model's own order; LLaVA-NeXT: one tile
+            `[side, side, 3]`.
+        grid: patches as (rows, columns).
+    """
 
     patches: NDArray[np.uint8]
     grid: Grid
+
+
+@dataclass(frozen=True)
+class Input:
+    """One item on its way into a model: its pictures are cut, its text is not yet tokenised.
+
+    Args:
+        text: user text, maybe empty.
+        pictures: in order.
+        instruction: what fills the template's slot; None for the form without one.
+        role: queries and documents may be written differently.
+    """
+
+    text: str
+    pictures: tuple[Picture, ...]
+    instruction: str | None
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,14 @@ class Prepared:
         positions: rotary positions `[3, length]` (time, row, column).
         pictures: in the order of their slots.
         truncated: whether text was cut to fit `max_length`.
+        pooled_from: first position that takes part in pooling, for families that pool over positions.
     """
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     pictures: tuple[Picture, ...] = field(default=())
     truncated: bool = False
+    pooled_from: int = 0
 
     @property
     def length(self) -> int:
@@ -68,12 +94,15 @@ class Backbone(Protocol):
         """Decode, resize and cut one picture. Called from several threads."""
         ...
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Ids of user text: no added token is ever recognised, nothing is cut."""
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text alone, without template."""
         ...
 
-    def compose(self, text: list[int], pictures: tuple[Picture, ...], instruction: list[int]) -> Prepared:
-        """Put the fixed template, the instruction, pictures and text together, cutting only text."""
+    def prepare(self, inputs: list[Input]) -> list[Prepared | ItemError]:
+        """Tokenise and put together template, instruction, pictures and text, cutting only text.
+
+        No added token is recognised in user text. An input that can't fit is an `ItemError` in its place.
+        """
         ...
 
     def forward(self, items: list[Prepared]) -> torch.Tensor:

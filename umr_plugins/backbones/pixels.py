@@ -18,8 +18,11 @@ from torch.nn import functional as F
 from umr_plugins.backbones.base import Grid
 from umr_plugins.backbones.registry import Resampler
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Channels = tuple[float, float, float]
+
+CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+HALF: Channels = (0.5, 0.5, 0.5)
 
 # Bounds of the wrapper's first step (its picture fetcher), in merged patches.
 _FETCH_MIN, _FETCH_MAX = 4, 16384
@@ -44,15 +47,18 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return rows, columns
 
 
-def target_size(height: int, width: int, factor: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """Pixels (height, width) a picture is resized to, as GME's released wrapper's two steps give it.
+def target_size(
+    height: int, width: int, factor: int, min_tokens: int, max_tokens: int, *, two_steps: bool = True
+) -> tuple[int, int]:
+    """Pixels (height, width) a picture is resized to. A token covers `factor` x `factor` pixels.
 
-    Step one is the wrapper's fetcher (4 to 16,384 tokens), step two the image processor with the model's
-    own bounds. A token covers `factor` x `factor` pixels.
+    With `two_steps` as GME's released wrapper gives it: step one is the wrapper's fetcher (4 to 16,384
+    tokens), step two the image processor with the model's own bounds. Else the bounds apply at once.
     """
     area = factor * factor
-    fetched = smart_resize(height, width, factor, _FETCH_MIN * area, _FETCH_MAX * area)
-    return smart_resize(*fetched, factor, min_tokens * area, max_tokens * area)
+    if two_steps:
+        height, width = smart_resize(height, width, factor, _FETCH_MIN * area, _FETCH_MAX * area)
+    return smart_resize(height, width, factor, min_tokens * area, max_tokens * area)
 
 
 def resize(image: Image.Image, size: tuple[int, int], resampler: Resampler) -> NDArray[np.uint8]:
@@ -94,20 +100,22 @@ class FoldedPatchEmbed(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, mean: Channels = CLIP_MEAN, std: Channels = CLIP_STD) -> None:
         super().__init__()
         convolution = original.proj
         assert isinstance(convolution, nn.Conv3d)
         self.proj = convolution
         with torch.no_grad():
             kernel = convolution.weight.double()
-            mean = torch.tensor(CLIP_MEAN, dtype=torch.float64, device=kernel.device)[None, :, None, None]
-            std = torch.tensor(CLIP_STD, dtype=torch.float64, device=kernel.device)[None, :, None, None]
+            shift, scale = (
+                torch.tensor(each, dtype=torch.float64, device=kernel.device)[None, :, None, None]
+                for each in (mean, std)
+            )
             kernel = kernel.sum(2)  # [E, 3, p, p]
-            bias = -(kernel * mean / std).sum((1, 2, 3))
+            bias = -(kernel * shift / scale).sum((1, 2, 3))
             if convolution.bias is not None:
                 bias = bias + convolution.bias.double()
-            kernel = kernel / (255 * std)
+            kernel = kernel / (255 * scale)
             bias = bias + 128 * kernel.sum((1, 2, 3))
             weight = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)  # columns (y, x, channel)
         dtype = convolution.weight.dtype

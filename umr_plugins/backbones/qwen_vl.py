@@ -1,4 +1,4 @@
-"""Qwen2-VL as an embedder, in the GME layout (arXiv 2412.16855, section 3).
+"""The Qwen-VL families (Qwen2-VL, Qwen2.5-VL, Qwen3-VL) as embedders: GME (arXiv 2412.16855) and successors.
 
 Native transformers classes without the language-model head; picture preparation and tokenisation are
 composed here, so no processor class (and no torchvision) is needed. Pools the last token of the template.
@@ -6,26 +6,51 @@ composed here, so no processor class (and no torchvision) is needed. Pools the l
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
-from transformers import Qwen2VLModel
-from transformers.utils import logging as transformers_logging
 
-from umr_plugins.backbones.base import Picture, Prepared
-from umr_plugins.backbones.pixels import FoldedPatchEmbed, resize, target_size, to_patches
+from umr_plugins.backbones.base import Input, Picture, Prepared
+from umr_plugins.backbones.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    Channels,
+    FoldedPatchEmbed,
+    resize,
+    target_size,
+    to_patches,
+)
 from umr_plugins.backbones.registry import Checkpoint
 from umr_plugins.backbones.tokens import TextTokenizer
+from umr_plugins.backbones.weights import load_weights
 from umr_plugins.errors import CheckpointError, InputError, ItemError
 from umr_plugins.media.images import load_image
 from umr_plugins.types import Item, Modality
 
 
+@dataclass(frozen=True)
+class _Architecture:
+    """What tells the families apart: transformers' class without head, and the pixel normalisation."""
+
+    model: str
+    mean: Channels
+    std: Channels
+
+
+_ARCHITECTURES = {
+    "qwen2_vl": _Architecture("Qwen2VLModel", CLIP_MEAN, CLIP_STD),
+    "qwen2_5_vl": _Architecture("Qwen2_5_VLModel", CLIP_MEAN, CLIP_STD),
+    "qwen3_vl": _Architecture("Qwen3VLModel", HALF, HALF),
+}
+
+
 class QwenVL:
-    """A loaded Qwen2-VL checkpoint.
+    """A loaded Qwen-VL checkpoint.
 
     Args:
         checkpoint: files and spec.
@@ -37,15 +62,17 @@ class QwenVL:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.spec = checkpoint.spec
+        architecture = _ARCHITECTURES[self.spec.family]
         self.tokenizer = TextTokenizer(checkpoint.folder)
-        self.model = (
-            _load_weights(checkpoint.folder, dtype).to(device).eval().requires_grad_(requires_grad=False)
-        )
+        loaded = load_weights(getattr(transformers, architecture.model), checkpoint.folder, dtype)
+        self.model = loaded.to(device).eval().requires_grad_(requires_grad=False)
         self.device = device
         vision = self.model.config.vision_config
         self._patch, self._merge = int(vision.patch_size), int(vision.spatial_merge_size)
         self.hidden_size = int(self.model.config.text_config.hidden_size)
-        self.model.visual.patch_embed = FoldedPatchEmbed(self.model.visual.patch_embed)
+        self.model.visual.patch_embed = FoldedPatchEmbed(
+            self.model.visual.patch_embed, architecture.mean, architecture.std
+        )
         self._image_id = int(self.model.config.image_token_id)
         self._fix_template()
 
@@ -77,13 +104,14 @@ class QwenVL:
         return self.tokenizer.sha256
 
     def check(self, item: Item) -> None:
-        """Refuse what the family was not trained on: several pictures, video."""
+        """Refuse what the checkpoint was not trained on: too many pictures, video."""
         if item.video:
             raise ItemError("unsupported", f"{self.spec.name} takes text and pictures, not video")
-        if len(item.pictures) > 1:
+        if len(item.pictures) > self.spec.max_images:
+            allowed = "one picture" if self.spec.max_images == 1 else f"{self.spec.max_images} pictures"
             raise ItemError(
                 "unsupported",
-                f"{self.spec.name} takes one picture per item, got {len(item.pictures)}; embed them as "
+                f"{self.spec.name} takes {allowed} per item at most, got {len(item.pictures)}; embed them as "
                 "separate items",
             )
 
@@ -96,22 +124,33 @@ class QwenVL:
             self._patch * self._merge,
             self.spec.min_image_tokens,
             self.spec.max_image_tokens,
+            two_steps=self.spec.two_steps,
         )
         patches, grid = to_patches(resize(image, size, self.spec.resampler), self._patch, self._merge)
         return Picture(patches, grid)
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Ids of user texts, uncut, without any added token."""
-        return self.tokenizer.text(texts)
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text alone, without template."""
+        return len(self.tokenizer.text([text])[0])
 
-    def compose(self, text: list[int], pictures: tuple[Picture, ...], instruction: list[int]) -> Prepared:
-        """Template, instruction, picture first, text after it; text is cut to `max_length`, never the tail.
+    def prepare(self, inputs: list[Input]) -> list[Prepared | ItemError]:
+        """Template, instruction, pictures, then text, which alone is cut to `max_length`, never the tail.
 
-        Raises:
-            ItemError: `too_large` when the instruction alone leaves no room.
+        An instruction or pictures that alone leave no room are an `ItemError` with code `too_large`.
         """
+        said = list(dict.fromkeys(each.instruction or "" for each in inputs))
+        ids = self.tokenizer.text([*said, *(each.text for each in inputs)], self.spec.max_length)
+        instruction = dict(zip(said, ids, strict=False))
+        return [
+            self._compose(text, each.pictures, instruction[each.instruction or ""])
+            for text, each in zip(ids[len(said) :], inputs, strict=True)
+        ]
+
+    def _compose(
+        self, text: list[int], pictures: tuple[Picture, ...], instruction: list[int]
+    ) -> Prepared | ItemError:
         merged = self._merge * self._merge
-        head = [*self._lead, *instruction, *self._middle]
+        head = [*self._lead, *(instruction if self.spec.takes_instruction else []), *self._middle]
         runs: list[int | tuple[int, int]] = [len(head)]  # for M-RoPE: text run or merged grid
         ids = head
         for picture in pictures:
@@ -121,10 +160,11 @@ class QwenVL:
             runs += [len(self._before_image), grid, len(self._after_image)]
         room = self.spec.max_length - len(ids) - len(self._tail)
         if room < (1 if text else 0):
-            raise ItemError(
+            return ItemError(
                 "too_large",
-                f"the instruction ({len(instruction)} tokens) and picture leave no room within max_length="
-                f"{self.spec.max_length} tokens; shorten the instruction or raise max_length",
+                f"the instruction ({len(instruction)} tokens) and {len(pictures)} pictures "
+                f"({len(ids) - len(head)} tokens) leave no room within max_length={self.spec.max_length}; "
+                "shorten the instruction, lower max_image_tokens or raise max_length",
             )
         kept = text[:room]
         ids = [*ids, *kept, *self._tail]
@@ -152,24 +192,30 @@ class QwenVL:
         slots = ids == self._image_id
         embeds = self.model.get_input_embeddings()(ids)
         pictures = [picture for item in items for picture in item.pictures]
+        deep: dict[str, Any] = {}
         if pictures:
-            features = self._features(pictures)
+            features, layers = self._features(pictures)
             if int(slots.sum()) != len(features):
                 raise RuntimeError(f"{int(slots.sum())} picture slots but {len(features)} picture features")
             embeds = embeds.masked_scatter(slots[..., None], features.to(embeds.dtype))
+            if layers:
+                deep = {"visual_pos_masks": slots, "deepstack_visual_embeds": layers}
         hidden: torch.Tensor = self.model.language_model(
-            inputs_embeds=embeds, position_ids=positions.to(self.device), use_cache=False
+            inputs_embeds=embeds, position_ids=positions.to(self.device), use_cache=False, **deep
         ).last_hidden_state
         last = torch.tensor([item.length - 1 for item in items], device=self.device)
         return hidden[torch.arange(len(items), device=self.device), last].float()
 
-    def _features(self, pictures: list[Picture]) -> torch.Tensor:
-        """Merged vision features `[visual tokens, hidden]` of all pictures, in order."""
+    def _features(self, pictures: list[Picture]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Merged vision features `[visual tokens, hidden]` of all pictures, in order.
+
+        Qwen3-VL also has features of earlier vision layers, one tensor for each of the first language layers
+        (DeepStack, arXiv 2406.04334); for the others the list is empty.
+        """
         patches = torch.from_numpy(np.concatenate([picture.patches for picture in pictures]))
         grid = torch.tensor([[1, *picture.grid] for picture in pictures])
         output = self.model.visual(patches.to(self.device), grid_thw=grid.to(self.device))
-        features: torch.Tensor = output.pooler_output
-        return features
+        return output.pooler_output, list(getattr(output, "deepstack_features", None) or [])
 
 
 def mrope_positions(runs: list[int | tuple[int, int]]) -> NDArray[np.int64]:
@@ -192,38 +238,3 @@ def mrope_positions(runs: list[int | tuple[int, int]]) -> NDArray[np.int64]:
             parts.append(np.stack([np.full(rows * columns, start), start + row, start + column]))
             start += max(rows, columns)
     return np.concatenate(parts, axis=1).astype(np.int64)
-
-
-def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
-    bars: Any = transformers_logging  # untyped
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        loaded: Any = Qwen2VLModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} can't be loaded as Qwen2-VL: {error}") from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-    model, report = loaded
-    unexpected = sorted(name for name in report["unexpected_keys"] if not name.startswith("lm_head."))
-    problems = {
-        "missing tensors": sorted(report["missing_keys"]),
-        "unexpected tensors": unexpected,
-        "tensors of another shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
-    }
-    found = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
-    if found:
-        raise CheckpointError(f"{folder} does not hold a complete Qwen2-VL: {found}")
-    return model
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

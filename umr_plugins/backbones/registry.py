@@ -11,13 +11,14 @@ import dataclasses
 import difflib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
-from umr_plugins.types import PagesMode
+from umr_plugins.types import PagesMode, Role
 
 Positions = Literal["sequential", "mrope"]
 Resampler = Literal["torch", "pillow"]
@@ -39,54 +40,121 @@ class ModelSpec:
         template: the exact input string with the slots `{instruction}` (optional) and `{body}`.
         image_slot: what a picture becomes in the body, before the text; its pad token is repeated once per
             visual token.
-        default_instruction: fills `{instruction}` for documents, and for queries without one of their own.
+        bare_template: the form of a query without an instruction, where that is another one.
+        document_template: the form of a document, where that is another one.
+        default_instruction: fills `{instruction}` for documents, and for queries without one of their own;
+            None where these have forms without a slot.
+        punctuate: whether an instruction that does not end in punctuation gets a full stop.
         positions: `sequential` (0..L-1 on all three axes) or `mrope` (2-D inside pictures).
         min_image_tokens: lower bound of visual tokens per picture (smaller pictures are enlarged).
         max_image_tokens: upper bound.
+        two_steps: whether a picture's size is rounded twice, as GME's released wrapper does, or once.
+        max_images: most pictures in one item; the family was not trained on more.
         max_length: tokens per item, template and picture included; longer text is cut, never the tail.
         resampler: `torch` (native uint8 bicubic with antialias, Hugging Face's default) or `pillow`.
         pages: what a PDF page is embedded as unless the caller says otherwise.
         dtype: weights' type to load, when the machine's default would be wrong for this model.
         demo: a demonstration model, labelled so wherever it is shown.
-        trained_dims: shorter vector lengths it was trained for (MRL); other cuts are untrained.
+        shortest_trained_dim: least length its vectors were trained to be cut to (MRL); None: not at all.
     """
 
     name: str
     family: str = "qwen2_vl"
     role: Literal["embedder"] = "embedder"
     template: str = GME_TEMPLATE
+    bare_template: str | None = None
+    document_template: str | None = None
     image_slot: str = "<|vision_start|><|image_pad|><|vision_end|>"
-    default_instruction: str = "You are a helpful assistant."
+    default_instruction: str | None = "You are a helpful assistant."
+    punctuate: bool = False
     positions: Positions = "mrope"
-    pooling: Literal["last"] = "last"
+    pooling: Literal["last", "latent_attention"] = "last"
     min_image_tokens: int = 256
     max_image_tokens: int = 1280
+    two_steps: bool = True
+    max_images: int = 1
     max_length: int = 1800
     resampler: Resampler = "torch"
     pages: PagesMode = "image"
     dtype: Literal["float32", "bfloat16"] | None = None
     license: str = "unknown"
     demo: bool = False
-    trained_dims: tuple[int, ...] = ()
+    shortest_trained_dim: int | None = None
 
     @property
     def takes_instruction(self) -> bool:
         """Whether the template has a slot for an instruction."""
         return "{instruction}" in self.template
 
+    def form(self, role: Role, instruction: str | None) -> str:
+        """The template an input is written in."""
+        if role == "document" and self.document_template is not None:
+            return self.document_template
+        if instruction is None and self.bare_template is not None:
+            return self.bare_template
+        return self.template
+
+    def punctuated(self, instruction: str) -> str:
+        """The instruction as the model was trained to see it: stripped and ended, if the spec says so."""
+        if not self.punctuate:
+            return instruction
+        stripped = instruction.strip()
+        return stripped if unicodedata.category(stripped[-1]).startswith("P") else stripped + "."
+
 
 _GME = ModelSpec(name="GME", positions="sequential", license="apache-2.0")
+
+_QWEN3_VL_EMBEDDING = ModelSpec(
+    name="Qwen3-VL-Embedding",
+    family="qwen3_vl",
+    default_instruction="Represent the user's input.",
+    punctuate=True,
+    positions="mrope",
+    min_image_tokens=4,
+    max_image_tokens=1800,
+    two_steps=False,
+    max_images=64,
+    max_length=8192,
+    license="apache-2.0",
+    shortest_trained_dim=64,
+)
+
+_MM_EMBED = ModelSpec(
+    name="MM-Embed",
+    family="llava_next",
+    template="<s>Instruct: {instruction}\nQuery: {body}</s>",
+    bare_template="<s>Query: {body}</s>",
+    document_template="<s>{body}</s>",
+    image_slot="<image>\n",
+    default_instruction=None,
+    positions="sequential",
+    pooling="latent_attention",
+    min_image_tokens=577,
+    max_image_tokens=577,
+    two_steps=False,
+    max_length=4096,
+    license="cc-by-nc-4.0",
+)
 
 KNOWN: dict[str, ModelSpec] = {
     "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct": dataclasses.replace(_GME, name="GME-Qwen2-VL-2B"),
     "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct": dataclasses.replace(_GME, name="GME-Qwen2-VL-7B"),
+    "Qwen/Qwen3-VL-Embedding-2B": dataclasses.replace(_QWEN3_VL_EMBEDDING, name="Qwen3-VL-Embedding-2B"),
+    "Qwen/Qwen3-VL-Embedding-8B": dataclasses.replace(_QWEN3_VL_EMBEDDING, name="Qwen3-VL-Embedding-8B"),
+    "nvidia/MM-Embed": _MM_EMBED,
 }
-"""Checkpoints by hub id (arXiv 2412.16855)."""
+"""Checkpoints by hub id (GME: arXiv 2412.16855; MM-Embed: arXiv 2411.02571)."""
 
 BUNDLED: dict[str, tuple[str, str]] = {"umr-tiny": ("umr_plugins.demo", "umr-tiny")}
 """Models inside the wheel: alias to (package, folder)."""
 
-FAMILIES: dict[str, str] = {"qwen2_vl": "umr_plugins.backbones.qwen_vl:QwenVL"}
+_QWEN = "umr_plugins.backbones.qwen_vl:QwenVL"
+FAMILIES: dict[str, str] = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "llava_next": "umr_plugins.backbones.llava_next:LlavaNext",
+}
 """`model_type` to the class that runs it."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -184,7 +252,15 @@ def _from_config(folder: Path, config: dict[str, Any], model_type: str) -> Model
     remote = json.dumps([config.get("auto_map"), config.get("architectures")]).lower()
     if "gme" in remote:
         return dataclasses.replace(_GME, name=folder.name)
-    return ModelSpec(name=folder.name, family=model_type, positions="mrope")
+    if model_type == "llava_next":
+        if "nvmmembed" in remote:
+            return dataclasses.replace(_MM_EMBED, name=folder.name)
+        return dataclasses.replace(_MM_EMBED, name=folder.name, pooling="last", license="unknown")
+    if model_type == "qwen3_vl":
+        return dataclasses.replace(_QWEN3_VL_EMBEDDING, name=folder.name, license="unknown")
+    return ModelSpec(
+        name=folder.name, family=model_type, positions="mrope", two_steps=model_type == "qwen2_vl"
+    )
 
 
 def _from_sidecar(path: Path) -> ModelSpec:
@@ -193,11 +269,10 @@ def _from_sidecar(path: Path) -> ModelSpec:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise CheckpointError(f"{path}: unknown keys {unknown}; allowed are {sorted(known)}")
-    if "trained_dims" in fields:
-        fields["trained_dims"] = tuple(fields["trained_dims"])
     spec = ModelSpec(**{"name": path.parent.name, **fields})
-    if spec.template.count("{body}") != 1 or spec.template.count("{instruction}") > 1:
-        raise CheckpointError(f"{path}: template needs {{body}} once and {{instruction}} at most once")
+    for template in (spec.template, spec.bare_template, spec.document_template):
+        if template is not None and (template.count("{body}") != 1 or template.count("{instruction}") > 1):
+            raise CheckpointError(f"{path}: a template needs {{body}} once and {{instruction}} at most once")
     return spec
 
 

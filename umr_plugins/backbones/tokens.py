@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from umr_plugins.errors import CheckpointError
 
@@ -29,16 +30,32 @@ class TextTokenizer:
         added = {str(token["content"]): int(token["id"]) for token in raw["added_tokens"]}
         self.added = added
         """Added tokens by name."""
+        self._flags = {str(token["content"]): token for token in raw["added_tokens"]}
         raw["truncation"] = raw["padding"] = raw["post_processor"] = None
         # The vocabulary is large: hash before building, once.
         self.sha256 = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
         self._plain = Tokenizer.from_str(json.dumps({**raw, "added_tokens": []}))
         self._names = re.compile("|".join(re.escape(name) for name in sorted(added, key=len, reverse=True)))
 
-    def text(self, texts: list[str]) -> list[list[int]]:
-        """Ids of user texts, uncut. No id is that of an added token."""
-        encoded = self._plain.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+    def text(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
+        """Ids of user texts; no id is that of an added token.
+
+        With a `limit`, a longer text may come back cut, but never to fewer than `limit` + 1 ids: so much
+        decides whether and where it is cut, and a book in one string costs milliseconds.
+        """
+        if limit is None:
+            return [each.ids for each in self._plain.encode_batch(texts, add_special_tokens=False)]
+        prefixes = [bounded(text, limit) for text in texts]
+        ids = self.text(prefixes)
+        # A prefix that yields too few tokens (long runs of blanks) decides nothing: take the whole text.
+        short = [
+            place
+            for place, (text, prefix) in enumerate(zip(texts, prefixes, strict=True))
+            if len(prefix) < len(text) and len(ids[place]) <= limit
+        ]
+        for place, whole in zip(short, self.text([texts[place] for place in short]), strict=True):
+            ids[place] = whole
+        return ids
 
     def template(self, part: str) -> list[int]:
         """Ids of a fixed template part, added tokens recognised."""
@@ -62,9 +79,52 @@ class TextTokenizer:
             raise CheckpointError(f"the tokenizer has no added token {name!r}") from None
 
 
-def bounded(text: str, max_length: int) -> str:
-    """The prefix of `text` that can matter to `max_length` tokens."""
-    return text[: max(4096, max_length * _CHARACTERS_PER_TOKEN)]
+class SlotTokenizer(TextTokenizer):
+    """For families whose tokenizer joins text with what stands before it: whole strings, one slot recognised.
+
+    The slot is a random string that stands for the picture token, new each time, so no text can spell it.
+
+    Args:
+        folder: of the checkpoint.
+        picture: name of the picture token; it must be an added token, as must `<s>` and `</s>`.
+    """
+
+    def __init__(self, folder: Path, picture: str) -> None:
+        super().__init__(folder)
+        for name in ("<s>", "</s>", picture):
+            self.id_of(name)
+        self.slot = f"\ufdd0{secrets.token_hex(16)}\ufdd1"
+        self._slotted = Tokenizer.from_str(self._plain.to_str())
+        flags = {name: bool(self._flags[picture].get(name)) for name in ("lstrip", "rstrip")}
+        self._slotted.add_special_tokens([AddedToken(self.slot, normalized=False, **flags)])
+        self.slot_id = self._slotted.token_to_id(self.slot)
+        """What a slot becomes among the ids of `slotted`."""
+
+    def slotted(self, strings: list[str]) -> list[list[int]]:
+        """Ids of whole strings without their ends; `slot_id` where a picture goes."""
+        return [each.ids for each in self._slotted.encode_batch(strings, add_special_tokens=False)]
+
+    def without_last(self, text: str, count: int) -> str:
+        """The text without its last `count` tokens, shorter by a character at least."""
+        starts = [start for start, _ in self._plain.encode(text, add_special_tokens=False).offsets]
+        end = starts[-count] if count < len(starts) else 0
+        return text[: min(end, len(text) - 1)]
+
+    def bare(self, form: str) -> str:
+        """A form without the `<s>` and `</s>` at its ends."""
+        return form.removeprefix("<s>").removesuffix("</s>")
+
+    def ends(self, form: str) -> tuple[list[int], list[int]]:
+        """Ids of the `<s>` and `</s>` at the ends of a form, each a list of one or none."""
+        return (
+            [self.added["<s>"]] if form.startswith("<s>") else [],
+            [self.added["</s>"]] if form.endswith("</s>") else [],
+        )
+
+
+def bounded(text: str, limit: int) -> str:
+    """The prefix of `text` that can matter to `limit` tokens."""
+    return text[: max(4096, limit * _CHARACTERS_PER_TOKEN)]
 
 
 def _load(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from umr_plugins.backbones.base import Backbone, Picture, Prepared
-from umr_plugins.backbones.tokens import bounded
+from umr_plugins.backbones.base import Backbone, Input, Picture, Prepared
 from umr_plugins.encoding.plan import plan_batches
 from umr_plugins.encoding.worker import Worker
 from umr_plugins.errors import InputError, ItemError
@@ -88,7 +87,7 @@ class Engine:
                 self.backbone.spec.max_length,
             )
 
-    def _instruction(self, instruction: str | None, role: Role) -> str:
+    def _instruction(self, instruction: str | None, role: Role) -> str | None:
         spec = self.backbone.spec
         if instruction is None:
             return spec.default_instruction
@@ -100,7 +99,7 @@ class Engine:
             raise InputError(f"instruction must be a sentence or None, got {instruction!r}")
         if not spec.takes_instruction:
             raise InputError(f"{spec.name} was trained without instructions; leave instruction=None")
-        return instruction
+        return spec.punctuated(instruction)
 
     def render(self, item: Item, role: Role, instruction: str | None = None) -> str:
         """The exact string that is encoded, special tokens and all; one picture token per picture."""
@@ -108,12 +107,12 @@ class Engine:
         self.backbone.check(item)
         chosen = self._instruction(item.instruction or instruction, role)
         body = spec.image_slot * len(item.pictures) + (item.text or "")
-        before, after = spec.template.split("{body}")
-        return before.replace("{instruction}", chosen) + body + after
+        before, after = spec.form(role, chosen).split("{body}")
+        return before.replace("{instruction}", chosen or "") + body + after
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text alone, without template."""
-        return len(self.worker.run(self.backbone.tokenize, [text])[0])
+        return self.worker.run(self.backbone.count_tokens, text)
 
     def close(self) -> None:
         """End the worker thread."""
@@ -123,7 +122,7 @@ class Engine:
 class _Call:
     """State of one `stream` call: its instruction, and the vectors already known."""
 
-    def __init__(self, engine: Engine, role: Role, instruction: str) -> None:
+    def __init__(self, engine: Engine, role: Role, instruction: str | None) -> None:
         self.engine = engine
         self.role: Role = role
         self.instruction = instruction
@@ -138,7 +137,7 @@ class _Call:
             self.engine.backbone.check(item)
             instruction = self._instruction_of(item)
             key = hashlib.sha256()
-            for part in (instruction, item.text or ""):
+            for part in (instruction or "", item.text or ""):
                 raw = part.encode()
                 key.update(len(raw).to_bytes(8, "big") + raw)
             for picture in item.pictures:
@@ -150,7 +149,7 @@ class _Call:
             return _Draft(index, error=ItemError("unsupported", str(error), index=index))
         return _Draft(index, item, key.digest(), pictures)
 
-    def _instruction_of(self, item: Item) -> str:
+    def _instruction_of(self, item: Item) -> str | None:
         if item.instruction is None:
             return self.instruction
         return self.engine._instruction(item.instruction, self.role)
@@ -188,23 +187,20 @@ class _Call:
             self._known.popitem(last=False)
 
     def _compose(self, drafts: list[_Draft]) -> tuple[dict[bytes, Prepared], dict[bytes, ItemError]]:
-        engine = self.engine
-        texts = [(draft.item.text if draft.item else None) or "" for draft in drafts]
-        instructions = [self._instruction_of(draft.item) if draft.item else "" for draft in drafts]
-        distinct = {text: position for position, text in enumerate(dict.fromkeys(instructions))}
-        limit = engine.backbone.spec.max_length
-        ids = engine.worker.run(_tokenize, engine.backbone, [*distinct, *texts], limit)
+        inputs = [
+            Input(draft.item.text or "", draft.pictures, self._instruction_of(draft.item), self.role)
+            for draft in drafts
+            if draft.item is not None
+        ]
+        outcomes = self.engine.worker.run(self.engine.backbone.prepare, inputs)
         ready: dict[bytes, Prepared] = {}
         refused: dict[bytes, ItemError] = {}
-        for draft, text, instruction in zip(drafts, ids[len(distinct) :], instructions, strict=True):
-            lead = ids[distinct[instruction]] if engine.backbone.spec.takes_instruction else []
-            try:
-                prepared = engine.backbone.compose(text, draft.pictures, lead)
-            except ItemError as error:
-                refused[draft.key] = error
-                continue
-            self.truncated += prepared.truncated
-            ready[draft.key] = prepared
+        for draft, outcome in zip(drafts, outcomes, strict=True):
+            if isinstance(outcome, ItemError):
+                refused[draft.key] = outcome
+            else:
+                self.truncated += outcome.truncated
+                ready[draft.key] = outcome
         return ready, refused
 
     def _run(self, ready: dict[bytes, Prepared]) -> tuple[dict[bytes, FloatArray], dict[bytes, ItemError]]:
@@ -229,22 +225,6 @@ class _Call:
                 future.cancel()
             raise
         return vectors, failed
-
-
-def _tokenize(backbone: Backbone, texts: list[str], limit: int) -> list[list[int]]:
-    prefixes = [bounded(text, limit) for text in texts]
-    ids = backbone.tokenize(prefixes)
-    # A prefix that yields too few tokens (long runs of blanks) decides nothing: take the whole text.
-    short = [
-        position
-        for position, (text, prefix) in enumerate(zip(texts, prefixes, strict=True))
-        if len(prefix) < len(text) and len(ids[position]) <= limit
-    ]
-    for position, whole in zip(
-        short, backbone.tokenize([texts[position] for position in short]), strict=True
-    ):
-        ids[position] = whole
-    return ids
 
 
 def _forward(engine: Engine, items: list[Prepared]) -> list[FloatArray | ItemError]:

@@ -14,13 +14,14 @@ from umr_plugins.backbones.registry import Checkpoint
 def fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
     """SHA-256 of everything that moves a document's vector; dtype and device are not part of it."""
     spec = backbone.spec
+    said = spec.default_instruction
     parts = {
         "weights": {
             path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))
         },
         "tokenizer": backbone.vocabulary_hash,
-        "template": [spec.template, spec.image_slot, spec.default_instruction],
-        "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.resampler],
+        "template": [spec.form("document", said), spec.image_slot, said],
+        "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.two_steps, spec.resampler],
         "positions": spec.positions,
         "pooling": spec.pooling,
         "max_length": spec.max_length,
