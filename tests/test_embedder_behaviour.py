@@ -321,7 +321,6 @@ def test_options_are_checked(gme_folder: Path) -> None:
         ({"device": "tpu-9"}, "no torch device"),
         ({"dim": 0}, "at least 1"),
         ({"revision": "main"}, "belongs to a hub id"),
-        ({"adapter": "x"}, "adapter is not supported yet"),
     ]:
         with pytest.raises(InputError, match=message):
             Embedder(gme_folder, **options)

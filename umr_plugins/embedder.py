@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from umr_plugins.backbones.registry import FAMILIES, Checkpoint, Positions, describe, resolve
+from umr_plugins.backbones.registry import FAMILIES, Checkpoint, Positions, describe, resolve, resolve_adapter
 from umr_plugins.encoding.engine import Engine, join, with_progress
 from umr_plugins.encoding.fingerprint import fingerprint
 from umr_plugins.encoding.options import check_dim, check_spec, choose_device, choose_dtype, positive
@@ -34,6 +35,8 @@ from umr_plugins.types import (
 if TYPE_CHECKING:
     from umr_plugins.backbones.base import Backbone
 
+_log = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
 
 
@@ -52,7 +55,7 @@ class Embedder:
         positions: `"sequential"` as GME's released code does, or `"mrope"`.
         max_batch_tokens: budget of one forward pass; lower it when memory is short.
         revision: branch, tag or commit of a hub id.
-        adapter: not supported yet.
+        adapter: folder or hub id of a LoRA adapter as peft saves it, merged into the weights.
 
     Raises:
         ModelNotFoundError: no such model; says what was tried.
@@ -82,11 +85,9 @@ class Embedder:
         revision: str | None = None,
         adapter: str | Path | None = None,
     ) -> None:
-        if adapter is not None:
-            raise InputError(
-                "adapter is not supported yet: merge it into the checkpoint and pass that folder"
-            )
         checkpoint = resolve(model, revision)
+        if adapter is not None:
+            checkpoint = dataclasses.replace(checkpoint, adapter=resolve_adapter(adapter))
         options = {
             "min_image_tokens": min_image_tokens,
             "max_image_tokens": max_image_tokens,
@@ -112,6 +113,7 @@ class Embedder:
             **given,
             **({"dim": dim} if dim is not None else {}),
             **({"revision": revision} if revision is not None else {}),
+            **({"adapter": str(checkpoint.adapter)} if checkpoint.adapter is not None else {}),
         }
         """Keyword arguments that make an embedder of the same vectors, as JSON values."""
         self._machine = {
@@ -355,6 +357,14 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> B
     module, name = FAMILIES[checkpoint.spec.family].split(":")
     family = getattr(importlib.import_module(module), name)
     backbone: Backbone = family(checkpoint, device, dtype)
+    if checkpoint.adapter is not None:
+        from umr_plugins.backbones.lora import merge_adapter
+
+        merge_adapter(backbone.model, checkpoint.adapter)
+    if "nc" in checkpoint.spec.license.split("-"):
+        _log.warning(
+            "%s is licensed %s: not for commercial use", checkpoint.spec.name, checkpoint.spec.license
+        )
     return backbone
 
 

@@ -78,6 +78,7 @@ class Backbone(Protocol):
     """A loaded checkpoint of one family. Not thread-safe but for `picture`: the engine's worker owns it."""
 
     spec: ModelSpec
+    model: Any
     hidden_size: int
     modalities: frozenset[Modality]
 

@@ -171,6 +171,7 @@ class Checkpoint:
     config: dict[str, Any]
     origin: Literal["bundled", "folder", "hub"]
     revision: str | None = None
+    adapter: Path | None = None
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Checkpoint:
@@ -201,6 +202,28 @@ def resolve(model: str | Path, revision: str | None = None) -> Checkpoint:
     return _open(given, _download(given, revision), "hub", revision)
 
 
+def resolve_adapter(adapter: str | Path) -> Path:
+    """The folder of a LoRA adapter, given as folder or hub id.
+
+    Raises:
+        ModelNotFoundError: neither a folder nor anything the hub could deliver.
+    """
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    try:
+        if _HUB_ID.fullmatch(str(adapter)) and not str(adapter).startswith("."):
+            return _download(str(adapter), None)
+    except ModelNotFoundError as error:
+        tried, cause = "the hub could not deliver it and the local cache has no copy", error
+    else:
+        tried, cause = "it has not the form of a hub id (owner/name)", None
+    raise ModelNotFoundError(
+        f"no adapter {str(adapter)!r}: there is no such folder, and {tried}. Pass the folder that holds "
+        "adapter_config.json and adapter_model.safetensors"
+    ) from cause
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -229,6 +252,12 @@ def _not_found(given: str, hub: str) -> str:
 def _open(
     given: str, folder: Path, origin: Literal["bundled", "folder", "hub"], revision: str | None
 ) -> Checkpoint:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder} holds a LoRA adapter, not a whole model; pass its base as the model and this folder "
+            f"as adapter: Embedder({base!r}, adapter={str(folder)!r})"
+        )
     config = _read_json(folder / "config.json")
     model_type = str(config.get("model_type"))
     sidecar = folder / "umr.json"
@@ -292,6 +321,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "origin": checkpoint.origin,
         "folder": str(checkpoint.folder),
         "revision": checkpoint.revision,
+        "adapter": str(checkpoint.adapter) if checkpoint.adapter else None,
         "weights_bytes": size,
         "hidden_size": text.get("hidden_size"),
         **dataclasses.asdict(checkpoint.spec),

@@ -19,6 +19,10 @@ def fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
         "weights": {
             path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))
         },
+        "adapter": {
+            path.name: _file_sha256(path)
+            for path in sorted(checkpoint.adapter.glob("adapter_*") if checkpoint.adapter else ())
+        },
         "tokenizer": backbone.vocabulary_hash,
         "template": [spec.form("document", said), spec.image_slot, said],
         "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.two_steps, spec.resampler],
