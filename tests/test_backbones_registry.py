@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from umr_plugins.backbones.registry import KNOWN, ModelSpec, resolve, write_sidecar
+from umr_plugins.backbones.registry import resolve, write_sidecar
+from umr_plugins.backbones.spec import KNOWN, ModelSpec
 from umr_plugins.errors import CheckpointError, ModelNotFoundError
 
 GME = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"

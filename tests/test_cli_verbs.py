@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
+from umr_plugins.backbones.spec import FAMILIES, KNOWN
 from umr_plugins.cli import index as index_verb
 from umr_plugins.cli.main import main
 from umr_plugins.index.index import Index
@@ -249,6 +252,31 @@ def test_info_of_a_model_folder(gme_folder: Path, capsys: pytest.CaptureFixture[
     assert (code, facts["ok"], facts["items"]) == (0, True, None)
     assert facts["model"]["folder"] == str(gme_folder)
     assert facts["model"]["positions"] == "sequential"
+
+
+def test_info_says_what_loading_would_do(gme_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, facts, _ = run_json(capsys, "info", gme_folder)
+    with safe_open(gme_folder / "model.safetensors", framework="np") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    assert (facts["model"]["parameters"], facts["model"]["memory_bytes"]) == (count, 2 * count)
+    assert facts["model"]["would"].startswith("load ")
+    code, facts, _ = run_json(capsys, "info", "nvidia/MM-Embed")  # not here, and not fetched to be told about
+    assert (code, facts["model"]["license"], facts["model"]["dim"]) == (0, "cc-by-nc-4.0", 4096)
+    assert "download it from the Hugging Face hub" in facts["model"]["would"]
+    code, facts, _ = run_json(capsys, "info", "someone/unheard-of")
+    assert (code, facts["error"]["code"]) == (1, "model_not_found")
+
+
+def test_models_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    code, facts, _ = run_json(capsys, "models")
+    assert code == 0
+    assert {each["model"] for each in facts["known"]} == set(KNOWN)
+    assert all(each["dim"] and each["memory_bytes"] for each in facts["known"])
+    assert [each["model_type"] for each in facts["families"]] == list(FAMILIES)
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "cc-by-nc-4.0" in shown
+    assert "demonstration model" in shown
 
 
 @pytest.mark.parametrize("verb", [["search", "x"], ["verify"], ["rebuild"], ["info"]])

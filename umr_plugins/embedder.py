@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from umr_plugins.backbones.registry import FAMILIES, Checkpoint, Positions, describe, resolve, resolve_adapter
+from umr_plugins.backbones.registry import Checkpoint, describe, resolve, resolve_adapter
+from umr_plugins.backbones.spec import FAMILIES, Positions
 from umr_plugins.encoding.engine import Engine, join, with_progress
 from umr_plugins.encoding.fingerprint import fingerprint
 from umr_plugins.encoding.options import check_dim, check_spec, choose_device, choose_dtype, positive
@@ -47,8 +48,8 @@ class Embedder:
         model: bundled alias (`"umr-tiny"`), folder, or Hugging Face id; the default is GME-2B.
         device: torch device; the GPU when there is one.
         dtype: `"float32"`, `"bfloat16"` or a torch dtype; bfloat16 where the machine computes in it.
-        dim: length of the vectors. Shorter than the model's own cuts and renormalises, which GME was not
-            trained for.
+        dim: length of the vectors. Shorter than the model's own cuts and renormalises; whether the checkpoint
+            was trained for it is `info()["dim_trained"]` (GME was not).
         min_image_tokens: fewest visual tokens of a picture (small ones are enlarged).
         max_image_tokens: most visual tokens of a picture (large ones are shrunk).
         max_length: tokens per item; longer text is cut at its end, with a warning.
@@ -319,6 +320,8 @@ class Embedder:
             **describe(self._checkpoint),
             **dataclasses.asdict(self.spec),
             "dim": self._dim,
+            "dim_trained": self._dim == self._engine.backbone.hidden_size
+            or (self.spec.shortest_trained_dim or self._dim + 1) <= self._dim,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "fingerprint": self._fingerprint,
@@ -354,7 +357,7 @@ def _restored(options: dict[str, Any]) -> Embedder:
 
 
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backbone:
-    module, name = FAMILIES[checkpoint.spec.family].split(":")
+    module, name = FAMILIES[checkpoint.spec.family].runner.split(":")
     family = getattr(importlib.import_module(module), name)
     backbone: Backbone = family(checkpoint, device, dtype)
     if checkpoint.adapter is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
-    from umr_plugins.backbones.registry import ModelSpec
+    from umr_plugins.backbones.spec import ModelSpec
     from umr_plugins.errors import ItemError
     from umr_plugins.types import Item, Modality, Role
 

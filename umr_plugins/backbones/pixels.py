@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from umr_plugins.backbones.base import Grid
-from umr_plugins.backbones.registry import Resampler
+from umr_plugins.backbones.spec import Resampler
 
 Channels = tuple[float, float, float]
 

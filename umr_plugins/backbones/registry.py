@@ -1,4 +1,4 @@
-"""What a checkpoint is, as data: template, positions, pooled token, pixel rule.
+"""From a model's name to its files and what it is.
 
 A model name resolves as bundled alias, then existing folder, then hub id. What the checkpoint is comes from
 `umr.json` beside its weights, else from `KNOWN` by hub id, else from the `model_type` of its `config.json`.
@@ -10,152 +10,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from umr_plugins.backbones.spec import (
+    BUNDLED,
+    FAMILIES,
+    GME,
+    KNOWN,
+    MM_EMBED,
+    QWEN3_VL_EMBEDDING,
+    ModelSpec,
+)
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
-from umr_plugins.types import PagesMode, Role
-
-Positions = Literal["sequential", "mrope"]
-Resampler = Literal["torch", "pillow"]
-
-GME_TEMPLATE = (
-    "<|im_start|>system\n{instruction}<|im_end|>\n"
-    "<|im_start|>user\n{body}<|im_end|>\n"
-    "<|im_start|>assistant\n<|endoftext|>"
-)
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """How inputs of a checkpoint are written, positioned, sized and pooled.
-
-    Args:
-        name: shown to people.
-        family: key of `FAMILIES`, the module that runs it.
-        template: the exact input string with the slots `{instruction}` (optional) and `{body}`.
-        image_slot: what a picture becomes in the body, before the text; its pad token is repeated once per
-            visual token.
-        bare_template: the form of a query without an instruction, where that is another one.
-        document_template: the form of a document, where that is another one.
-        default_instruction: fills `{instruction}` for documents, and for queries without one of their own;
-            None where these have forms without a slot.
-        punctuate: whether an instruction that does not end in punctuation gets a full stop.
-        positions: `sequential` (0..L-1 on all three axes) or `mrope` (2-D inside pictures).
-        min_image_tokens: lower bound of visual tokens per picture (smaller pictures are enlarged).
-        max_image_tokens: upper bound.
-        two_steps: whether a picture's size is rounded twice, as GME's released wrapper does, or once.
-        max_images: most pictures in one item; the family was not trained on more.
-        max_length: tokens per item, template and picture included; longer text is cut, never the tail.
-        resampler: `torch` (native uint8 bicubic with antialias, Hugging Face's default) or `pillow`.
-        pages: what a PDF page is embedded as unless the caller says otherwise.
-        dtype: weights' type to load, when the machine's default would be wrong for this model.
-        demo: a demonstration model, labelled so wherever it is shown.
-        shortest_trained_dim: least length its vectors were trained to be cut to (MRL); None: not at all.
-    """
-
-    name: str
-    family: str = "qwen2_vl"
-    role: Literal["embedder"] = "embedder"
-    template: str = GME_TEMPLATE
-    bare_template: str | None = None
-    document_template: str | None = None
-    image_slot: str = "<|vision_start|><|image_pad|><|vision_end|>"
-    default_instruction: str | None = "You are a helpful assistant."
-    punctuate: bool = False
-    positions: Positions = "mrope"
-    pooling: Literal["last", "latent_attention"] = "last"
-    min_image_tokens: int = 256
-    max_image_tokens: int = 1280
-    two_steps: bool = True
-    max_images: int = 1
-    max_length: int = 1800
-    resampler: Resampler = "torch"
-    pages: PagesMode = "image"
-    dtype: Literal["float32", "bfloat16"] | None = None
-    license: str = "unknown"
-    demo: bool = False
-    shortest_trained_dim: int | None = None
-
-    @property
-    def takes_instruction(self) -> bool:
-        """Whether the template has a slot for an instruction."""
-        return "{instruction}" in self.template
-
-    def form(self, role: Role, instruction: str | None) -> str:
-        """The template an input is written in."""
-        if role == "document" and self.document_template is not None:
-            return self.document_template
-        if instruction is None and self.bare_template is not None:
-            return self.bare_template
-        return self.template
-
-    def punctuated(self, instruction: str) -> str:
-        """The instruction as the model was trained to see it: stripped and ended, if the spec says so."""
-        if not self.punctuate:
-            return instruction
-        stripped = instruction.strip()
-        return stripped if unicodedata.category(stripped[-1]).startswith("P") else stripped + "."
-
-
-_GME = ModelSpec(name="GME", positions="sequential", license="apache-2.0")
-
-_QWEN3_VL_EMBEDDING = ModelSpec(
-    name="Qwen3-VL-Embedding",
-    family="qwen3_vl",
-    default_instruction="Represent the user's input.",
-    punctuate=True,
-    positions="mrope",
-    min_image_tokens=4,
-    max_image_tokens=1800,
-    two_steps=False,
-    max_images=64,
-    max_length=8192,
-    license="apache-2.0",
-    shortest_trained_dim=64,
-)
-
-_MM_EMBED = ModelSpec(
-    name="MM-Embed",
-    family="llava_next",
-    template="<s>Instruct: {instruction}\nQuery: {body}</s>",
-    bare_template="<s>Query: {body}</s>",
-    document_template="<s>{body}</s>",
-    image_slot="<image>\n",
-    default_instruction=None,
-    positions="sequential",
-    pooling="latent_attention",
-    min_image_tokens=577,
-    max_image_tokens=577,
-    two_steps=False,
-    max_length=4096,
-    license="cc-by-nc-4.0",
-)
-
-KNOWN: dict[str, ModelSpec] = {
-    "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct": dataclasses.replace(_GME, name="GME-Qwen2-VL-2B"),
-    "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct": dataclasses.replace(_GME, name="GME-Qwen2-VL-7B"),
-    "Qwen/Qwen3-VL-Embedding-2B": dataclasses.replace(_QWEN3_VL_EMBEDDING, name="Qwen3-VL-Embedding-2B"),
-    "Qwen/Qwen3-VL-Embedding-8B": dataclasses.replace(_QWEN3_VL_EMBEDDING, name="Qwen3-VL-Embedding-8B"),
-    "nvidia/MM-Embed": _MM_EMBED,
-}
-"""Checkpoints by hub id (GME: arXiv 2412.16855; MM-Embed: arXiv 2411.02571)."""
-
-BUNDLED: dict[str, tuple[str, str]] = {"umr-tiny": ("umr_plugins.demo", "umr-tiny")}
-"""Models inside the wheel: alias to (package, folder)."""
-
-_QWEN = "umr_plugins.backbones.qwen_vl:QwenVL"
-FAMILIES: dict[str, str] = {
-    "qwen2_vl": _QWEN,
-    "qwen2_5_vl": _QWEN,
-    "qwen3_vl": _QWEN,
-    "llava_next": "umr_plugins.backbones.llava_next:LlavaNext",
-}
-"""`model_type` to the class that runs it."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
@@ -174,8 +45,13 @@ class Checkpoint:
     adapter: Path | None = None
 
 
-def resolve(model: str | Path, revision: str | None = None) -> Checkpoint:
+def resolve(model: str | Path, revision: str | None = None, *, download: bool = True) -> Checkpoint:
     """Find a checkpoint's files and what it is. Downloads from the hub when it is neither alias nor folder.
+
+    Args:
+        model: bundled alias, folder or hub id.
+        revision: branch, tag or commit of a hub id.
+        download: False looks in the hub's local cache only.
 
     Raises:
         ModelNotFoundError: nothing under that name; the message lists what was tried.
@@ -199,7 +75,7 @@ def resolve(model: str | Path, revision: str | None = None) -> Checkpoint:
         return _open(given, folder.resolve(), "folder", None)
     if not _HUB_ID.fullmatch(given) or folder.is_absolute():
         raise ModelNotFoundError(_not_found(given, "it has not the form of a hub id (owner/name)"))
-    return _open(given, _download(given, revision), "hub", revision)
+    return _open(given, _download(given, revision, download=download), "hub", revision)
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
@@ -215,7 +91,8 @@ def resolve_adapter(adapter: str | Path) -> Path:
         if _HUB_ID.fullmatch(str(adapter)) and not str(adapter).startswith("."):
             return _download(str(adapter), None)
     except ModelNotFoundError as error:
-        tried, cause = "the hub could not deliver it and the local cache has no copy", error
+        tried = "the hub could not deliver it and the local cache has no copy"
+        cause: ModelNotFoundError | None = error
     else:
         tried, cause = "it has not the form of a hub id (owner/name)", None
     raise ModelNotFoundError(
@@ -224,12 +101,14 @@ def resolve_adapter(adapter: str | Path) -> Path:
     ) from cause
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_FILES))
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=_FILES, local_files_only=not download)
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         cause = type(error).__name__
@@ -280,13 +159,13 @@ def _from_config(folder: Path, config: dict[str, Any], model_type: str) -> Model
     # whose positions differ.
     remote = json.dumps([config.get("auto_map"), config.get("architectures")]).lower()
     if "gme" in remote:
-        return dataclasses.replace(_GME, name=folder.name)
+        return dataclasses.replace(GME, name=folder.name)
     if model_type == "llava_next":
         if "nvmmembed" in remote:
-            return dataclasses.replace(_MM_EMBED, name=folder.name)
-        return dataclasses.replace(_MM_EMBED, name=folder.name, pooling="last", license="unknown")
+            return dataclasses.replace(MM_EMBED, name=folder.name)
+        return dataclasses.replace(MM_EMBED, name=folder.name, pooling="last", license="unknown")
     if model_type == "qwen3_vl":
-        return dataclasses.replace(_QWEN3_VL_EMBEDDING, name=folder.name, license="unknown")
+        return dataclasses.replace(QWEN3_VL_EMBEDDING, name=folder.name, license="unknown")
     return ModelSpec(
         name=folder.name, family=model_type, positions="mrope", two_steps=model_type == "qwen2_vl"
     )
@@ -326,6 +205,57 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "hidden_size": text.get("hidden_size"),
         **dataclasses.asdict(checkpoint.spec),
     }
+
+
+def preview(model: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What loading a model would do, as JSON values; nothing is downloaded and no weights are read.
+
+    `would` says it in words; `memory_bytes` is what the weights take in bfloat16, null if unknown.
+
+    Raises:
+        ModelNotFoundError: neither on this machine nor among the known checkpoints.
+        CheckpointError: as `resolve`.
+    """
+    given = str(model)
+    try:
+        checkpoint = resolve(model, revision, download=False)
+    except ModelNotFoundError:
+        if given not in KNOWN:
+            raise
+        facts = {**dataclasses.asdict(KNOWN[given]), "model": given, "origin": "hub", "revision": revision}
+        memory = 2 * KNOWN[given].parameters
+        return {
+            **facts,
+            "memory_bytes": memory,
+            "would": f"download it from the Hugging Face hub, then load {memory / 1e9:.1f} GB in bfloat16",
+        }
+    facts = describe(checkpoint)
+    count = count_parameters(checkpoint.folder)
+    would = (
+        f"load {count / 1e6:,.1f} M parameters from {checkpoint.folder}, {2 * count / 1e9:.2f} GB in bfloat16"
+    )
+    return {**facts, "parameters": count, "memory_bytes": 2 * count, "would": would}
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters of a checkpoint without its language-model head, by the headers of its files.
+
+    Raises:
+        CheckpointError: a file whose header can't be read.
+    """
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:  # 8 bytes of length, then that much JSON
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file") from error
+        total += sum(
+            math.prod(entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__" and not name.startswith("lm_head.")
+        )
+    return total
 
 
 def _check_weights(folder: Path) -> None:

@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
         with open_existing(args.db) as index:
             facts |= {"items": index.count(), "index": index.info()}
     if args.model is not None:
-        from umr_plugins.backbones.registry import describe, resolve
+        from umr_plugins.backbones.registry import preview
 
-        facts["model"] = describe(resolve(args.model))
+        facts["model"] = preview(args.model)
     if args.db is None and args.model is None:
         facts |= {"version": __version__, "libraries": libraries()}
     if args.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from umr_plugins.backbones.registry import ModelSpec
+from umr_plugins.backbones.spec import ModelSpec
 from umr_plugins.errors import InputError
 
 

@@ -122,7 +122,7 @@ class Identity:
             InputError: nothing recorded that can be loaded; says what to give.
             FingerprintError: what is there under that name has changed.
         """
-        from umr_plugins.backbones.registry import BUNDLED, KNOWN
+        from umr_plugins.backbones.spec import BUNDLED, KNOWN
 
         config = self.config
         model = config.get("model")
