@@ -8,7 +8,7 @@ ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check format crash clean
+.PHONY: help install demo test lint types check format crash memory clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(STAMP) ## Rewrite files in the project's style
 
 crash: $(STAMP) ## Kill `umr index` 60 times at random moments and check what is left, beside bare Chroma
 	$(BIN)/python benchmarks/crash/kill_index.py --kills 60 --bare --out benchmarks/results/crash.json $(ARGS)
+
+memory: $(STAMP) ## Measure the peak memory of loading a checkpoint against the size of its weights
+	$(BIN)/python benchmarks/loading/peak_memory.py --out benchmarks/results/loading.json
 
 clean: ## Remove everything that make created
 	rm -rf $(VENV) demo-output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

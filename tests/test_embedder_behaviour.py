@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from umr_plugins.backbones.base import Input, Prepared
 from umr_plugins.backbones.qwen_vl import QwenVL
+from umr_plugins.backbones.tokens import TextTokenizer
 from umr_plugins.embedder import Embedder, shared_embedder
-from umr_plugins.encoding.engine import _tokenize
 from umr_plugins.errors import BatchError, CheckpointError, InputError, ModelNotFoundError, UMRError
 
 SMALL = {"min_image_tokens": 4, "max_image_tokens": 16, "max_length": 200, "dtype": "float32"}
@@ -111,7 +112,7 @@ def test_bad_items_cost_only_themselves(embedder: Embedder, tmp_path: Path) -> N
 
 def test_a_failing_item_is_isolated_by_halving(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = QwenVL.forward
-    culprit = embedder._engine.backbone.tokenize(["poison"])[0]
+    culprit = embedder._engine.backbone.tokenizer.text(["poison"])[0]
 
     def failing(self: QwenVL, items: list[object]) -> torch.Tensor:
         if any(str(culprit)[1:-1] in str(item.ids.tolist()) for item in items):
@@ -148,9 +149,10 @@ ADDED = ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|visi
 def test_no_text_can_forge_an_added_token(parts: list[str]) -> None:
     backbone = _INJECTION["backbone"]
     text = "".join(parts).encode("utf-8", "replace").decode() or "x"
-    ids = backbone.tokenize([text])[0]
+    ids = backbone.tokenizer.text([text])[0]
     assert not set(ids) & set(backbone.tokenizer.added.values())
-    prepared = backbone.compose(ids, (), [])
+    (prepared,) = backbone.prepare([Input(text, (), None, "document")])
+    assert isinstance(prepared, Prepared)
     assert (prepared.ids == backbone._image_id).sum() == 0
 
 
@@ -180,20 +182,24 @@ def test_long_text_loses_its_end_and_never_the_tail(
         long, longer = embedder.encode_documents(["word " * 500, "word " * 800_000])
     assert "2 texts were longer than max_length=200" in caplog.text
     assert np.abs(long - longer).max() < 1e-6
-    prepared = embedder._engine.backbone.compose(list(range(5)) * 1000, (), [])
+    (prepared,) = embedder._engine.backbone.prepare([Input("word " * 5000, (), None, "document")])
+    assert isinstance(prepared, Prepared)
     assert prepared.length == 200
     assert prepared.ids[-len(tail) :].tolist() == tail
 
 
-def test_blanks_do_not_hide_what_follows_them() -> None:
+def test_blanks_do_not_hide_what_follows_them(gme_folder: Path) -> None:
     """A prefix of a huge text that holds too few tokens decides nothing: then all of it is tokenised."""
 
-    class Words:
-        def tokenize(self, texts: list[str]) -> list[list[int]]:
-            return [[len(word) for word in text.split()] for text in texts]
+    tokenizer = TextTokenizer(gme_folder)
+    whole = tokenizer.text
 
+    def words(texts: list[str], limit: int | None = None) -> list[list[int]]:
+        return whole(texts, limit) if limit else [[len(word) for word in text.split()] for text in texts]
+
+    tokenizer.text = words  # type: ignore[method-assign]
     padded, long = " " * 400_000 + "fox", "ab " * 400_000
-    ids = _tokenize(Words(), [padded, long], limit=10)  # type: ignore[arg-type]  # only tokenises
+    ids = tokenizer.text([padded, long], 10)
     assert ids[0] == [3]
     assert 10 < len(ids[1]) < 400_000  # and a text whose prefix is enough is not read to its end
 

@@ -19,9 +19,9 @@ from transformers import AutoConfig, LlavaNextModel
 from umr_plugins.backbones.base import Input, Picture, Prepared
 from umr_plugins.backbones.latent_attention import LatentAttention, tensor_names
 from umr_plugins.backbones.pixels import CLIP_MEAN, CLIP_STD, resize
-from umr_plugins.backbones.registry import Checkpoint
+from umr_plugins.backbones.registry import Checkpoint, headers
 from umr_plugins.backbones.tokens import SlotTokenizer, bounded
-from umr_plugins.backbones.weights import load_weights, names_of
+from umr_plugins.backbones.weights import load_weights
 from umr_plugins.errors import CheckpointError, InputError, ItemError
 from umr_plugins.media.images import load_image
 from umr_plugins.types import Item, Modality
@@ -219,10 +219,9 @@ def _config(folder: Path, *, bidirectional: bool) -> Any:
 
 
 def _rows(folder: Path, name: str) -> int:
-    for path, names in names_of(folder).items():
-        if name in names:
-            with safe_open(path, framework="pt") as file:
-                return int(file.get_slice(name).get_shape()[0])
+    for header in headers(folder).values():
+        if name in header:
+            return int(header[name]["shape"][0])
     raise CheckpointError(f"{folder} does not hold the tensor {name}")
 
 
@@ -230,7 +229,7 @@ def _pooler_tensors(folder: Path) -> dict[str, torch.Tensor]:
     wanted = set(tensor_names())
     tensors: dict[str, torch.Tensor] = {}
     unexpected: list[str] = []
-    for path, names in names_of(folder).items():
+    for path, names in headers(folder).items():
         with safe_open(path, framework="pt") as file:
             for name in names:
                 short = name.removeprefix(_POOLER)

@@ -243,19 +243,33 @@ def count_parameters(folder: Path) -> int:
     Raises:
         CheckpointError: a file whose header can't be read.
     """
-    total = 0
+    return sum(
+        math.prod(entry["shape"])
+        for header in headers(folder).values()
+        for name, entry in header.items()
+        if not name.startswith("lm_head.")
+    )
+
+
+def headers(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Of each safetensors file in a folder, its tensors by name with `dtype` and `shape`; reads nothing else.
+
+    Raises:
+        CheckpointError: a file whose header can't be read.
+    """
+    found: dict[Path, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:  # 8 bytes of length, then that much JSON
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{path} is not a readable safetensors file") from error
-        total += sum(
-            math.prod(entry["shape"])
-            for name, entry in header.items()
-            if name != "__metadata__" and not name.startswith("lm_head.")
-        )
-    return total
+                length = int.from_bytes(file.read(8), "little")
+                if length > path.stat().st_size:
+                    raise ValueError("the header is longer than the file")
+                header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            found[path] = header
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    return found
 
 
 def _check_weights(folder: Path) -> None:
