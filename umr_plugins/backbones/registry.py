@@ -119,7 +119,7 @@ def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Pa
 
 def _not_found(given: str, hub: str) -> str:
     near = difflib.get_close_matches(given, [*BUNDLED, *KNOWN], n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    meant = f" Did you mean {near[0]!r}?" if near and near[0] != given else ""
     return (
         f"no model {given!r}.{meant} Tried: the bundled models {sorted(BUNDLED)} (no such name), a local "
         f"folder (none at that path), the Hugging Face hub ({hub}). What you can do: download the checkpoint "
