@@ -43,23 +43,8 @@ class Mix(NamedTuple):
     documents: float
 
 
-# Pictures first; then mostly documents, which are learnt faster once pictures are known; both; then texts.
-MIXES = (
-    (0, Mix(96, 8, 12, 8, 14, 4, 0.5)),
-    (1400, Mix(56, 6, 20, 40, 36, 14, 1.0)),
-    (1700, Mix(96, 6, 12, 32, 20, 8, 1.0)),
-    (2160, Mix(64, 5, 16, 44, 72, 14, 1.0)),
-)
-
-
-def mix_at(step: int) -> Mix:
-    """The mix in force at a step."""
-    return next(mix for start, mix in reversed(MIXES) if step >= start)
-
-
-def concepts_until(steps: int) -> int:
-    """Concept samples in so many steps."""
-    return sum(mix_at(step).concepts for step in range(steps))
+# Drawings take long to learn; texts find each other from the first step (bag.py) and must only not forget it.
+MIX = Mix(concepts=96, families=8, cards=14, notes=16, passages=16, pages=6, documents=1.0)
 
 
 @dataclass
@@ -103,7 +88,12 @@ class Sampler:
     """Draws steps from the pictures and texts; everything is decided by the step's number and the seed."""
 
     def __init__(
-        self, bank: PictureBank, table: list[Concept], texts: Texts, tokenizer: Tokenizer, seed: int
+        self,
+        bank: PictureBank,
+        table: list[Concept],
+        texts: Texts,
+        tokenizer: Tokenizer,
+        seed: int,
     ) -> None:
         self.bank, self.table, self.texts, self.tokenizer, self.seed = bank, table, texts, tokenizer, seed
         self.known = sorted(bank.rows)
@@ -125,7 +115,7 @@ class Sampler:
     def draw(self, step: int) -> Step:
         """The rows and pairs of one step."""
         rng = random.Random(self.seed * 1_000_003 + step)
-        batch, mix = Step(), mix_at(step)
+        batch, mix = Step(), MIX
         chosen: dict[int, Concept] = {}
         while len(chosen) < mix.concepts:
             for index in rng.choices(self.known, self.weights, k=mix.concepts - len(chosen)):

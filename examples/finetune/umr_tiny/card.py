@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from batches import FAMILY_SIZE, MIXES
+from batches import FAMILY_SIZE, MIX
 from evaluate import CUTS
 from objective import TEMPERATURE
 from sources import UNSEEN_SETS, VALIDATION_SET
@@ -49,8 +49,8 @@ def main() -> None:
     training = (
         f"{run['steps']:,} steps, {run['concept_samples']:,} concept samples, "
         f"{sum(run['pictures'].values()):,} drawings in {len(run['pictures'])} styles, "
-        f"{run['seconds'] / 60:.0f} minutes on {run['workers'] * run['threads']} CPU cores with AVX-512 "
-        f"that other work shared, torch {run['torch']}."
+        f"{run['seconds'] / 60:.0f} minutes on {run['workers'] * run['threads']} CPU cores with AVX-512, "
+        f"torch {run['torch']}."
     )
     columns = ("name", "version", "licence", "role")
     rows = ["| " + " | ".join(source[key] for key in columns) + " |" for source in results["sources"]]
@@ -61,13 +61,13 @@ def main() -> None:
         tables=tables(results),
         training=training,
         sources="\n".join(rows),
-        mixes="\n".join(
-            f"| {start:,} | {mix.concepts} | {mix.families} x {FAMILY_SIZE} | {mix.notes} | {mix.cards} "
-            f"| {mix.passages} | {mix.pages} |"
-            for start, mix in MIXES
-        ),
+        mix=f"| {MIX.concepts} | {MIX.families} x {FAMILY_SIZE} | {MIX.notes} | {MIX.cards} | {MIX.passages} "
+        f"| {MIX.pages} |",
         temperature=TEMPERATURE,
-        **{key: run[key] for key in ("muon_rate", "adam_rate", "seed")},
+        seed=run["seed"],
+        rates="; ".join(
+            f"{part} {rates['muon']} and {rates['adam']}" for part, rates in run["rates"].items()
+        ),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

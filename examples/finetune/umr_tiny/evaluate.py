@@ -71,16 +71,19 @@ def tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 @torch.no_grad()
 def validate(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Concept]) -> dict[str, float]:
-    """Label to EmojiOne drawing over all of its base concepts, and Noto drawing to EmojiOne drawing."""
+    """Label to EmojiOne drawing over all of its base concepts; words to notes and pages beside drawings."""
     concepts, patches = style(cache, VALIDATION_SET)
     keep = [n for n, index in enumerate(concepts) if not table[index].tone]
     drawings = embed(fast, [[]] * len(keep), patches[keep])
     labels = embed(fast, tokens(tokenizer, [table[concepts[n]].label for n in keep]), None)
     found = hits(labels, drawings, torch.arange(len(keep)))
+    mixed = collection(fast, tokenizer, cache, labels, drawings)
     return {
         "val_hit@1": found["hit@1"],
         "val_hit@5": found["hit@5"],
         "val200_hit@1": few(labels, drawings, 5)["hit@1"],
+        "val_notes_hit@5": mixed["key words to note, the same"]["hit@5"],
+        "val_pages_hit@5": mixed["key words to page, the same"]["hit@5"],
     }
 
 

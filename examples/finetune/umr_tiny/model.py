@@ -25,15 +25,15 @@ SPECIAL = (
     "<|video_pad|>",
 )
 END, START, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO = range(len(SPECIAL))
-VOCABULARY, MAX_LENGTH = 4096, 512
+VOCABULARY, MAX_LENGTH = 6144, 512
 CONFIG = {
     "text_config": {
         "vocab_size": VOCABULARY,
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
@@ -47,7 +47,7 @@ CONFIG = {
         "embed_dim": 160,
         "num_heads": 5,
         "mlp_ratio": 4,
-        "hidden_size": 192,
+        "hidden_size": 256,
         "patch_size": 14,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,

@@ -274,6 +274,10 @@ class Texts:
         prose = [" ".join(rng.sample(sentences, min(len(sentences), 60))) for sentences in self.prose]
         return labels + glosses + prose + [phrase.format("it") for phrase in PHRASES + QUESTIONS + HOW] * 200
 
+    def entries(self) -> list[str]:
+        """Every WordNet entry as one line; how rare a word is, is counted over these."""
+        return [f"{', '.join(entry.lemmas)}: {entry.gloss}" for entry in self.wordnet.entries.values()]
+
     def about(self, concept: Concept, rng: random.Random) -> str:
         """What a person would type to find the drawing."""
         choice = rng.random()

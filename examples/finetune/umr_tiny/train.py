@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -16,10 +17,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from batches import MIXES, Sampler, Share, Step, concepts_until, mix_at
+from bag import rarity, start_as_bag
+from batches import MIX, Sampler, Share, Step
 from concepts import load_concepts
 from evaluate import validate
-from model import FastModel, build_model, save_model, train_tokenizer
+from model import END, FastModel, build_model, save_model, train_tokenizer
 from muon import Muon
 from objective import encode, gather, loss_of
 from pictures import PictureBank
@@ -27,33 +29,32 @@ from sources import TRAIN_SETS
 from texts import Texts
 from tokenizers import Tokenizer
 
-CLIP, WARMUP, FLOOR, COSINE, SECOND = 1.0, 60, 0.02, 2600, 0.4
-MUON_RATE, MUON_DECAY, ADAM_RATE = 0.04, 0.1, 3e-3
+CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
+# The picture tower starts from nothing; the language model from a bag of words that high rates would scatter.
+RATES = {"visual": {"muon": 0.04, "adam": 3e-3}, "language": {"muon": 0.003, "adam": 1e-3}}
+MUON_DECAY = 0.1
 
 
-def optimisers(
-    model: torch.nn.Module, muon_rate: float, adam_rate: float, worker: int, workers: int
-) -> list[torch.optim.Optimizer]:
+def optimisers(model: torch.nn.Module, worker: int, workers: int) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers; AdamW for embeddings, patch projection, norms and biases."""
-    matrices, rest = [], []
-    for name, parameter in model.named_parameters():
-        inside = parameter.ndim == 2 and "embed_tokens" not in name
-        (matrices if inside else rest).append(parameter)
-    return [
-        Muon(matrices, muon_rate, MUON_DECAY, worker, workers),
-        torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
+    steppers: list[torch.optim.Optimizer] = []
+    for part, rates in RATES.items():
+        matrices, rest = [], []
+        for name, parameter in model.named_parameters():
+            if name.startswith(part):
+                inside = parameter.ndim == 2 and "embed_tokens" not in name
+                (matrices if inside else rest).append(parameter)
+        steppers.append(Muon(matrices, rates["muon"], MUON_DECAY, worker, workers))
+        steppers.append(torch.optim.AdamW(rest, lr=rates["adam"], betas=(0.9, 0.98), weight_decay=0.01))
+    return steppers
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm-up, then a cosine; from the last mix on, a straight line down from a second, lower start."""
+    """The share of the full rate: warm-up, then one cosine down to ``FLOOR``."""
     if step < WARMUP:
         return (step + 1) / WARMUP
-    last = MIXES[-1][0]
-    if step >= last:
-        return FLOOR + (SECOND - FLOOR) * (steps - step) / (steps - last)
-    done = (step - WARMUP) / (COSINE - WARMUP)
-    return FLOOR + (1 - FLOOR) * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
+    done = (step - WARMUP) / (steps - WARMUP)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(done * math.pi))
 
 
 def sum_gradients(model: torch.nn.Module) -> None:
@@ -87,8 +88,10 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
     bank = PictureBank(arguments.cache, TRAIN_SETS, table)
     sampler = Sampler(bank, table, texts, tokenizer, arguments.seed)
     model = build_model(arguments.seed).train()
+    start_as_bag(model, rarity(tokenizer, texts.entries()), END)
     fast = FastModel(model, arguments.compile)
-    steppers = optimisers(model, arguments.muon_rate, arguments.adam_rate, worker, workers)
+    steppers = optimisers(model, worker, workers)
+    full = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
     checkpoint, start, spent = arguments.out / "checkpoint.pt", 0, 0.0
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -96,7 +99,6 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
         for stepper, saved in zip(steppers, state["optimisers"], strict=True):
             stepper.load_state_dict(saved)
         start, spent = state["step"], state["seconds"]
-    base_rates = (arguments.muon_rate, arguments.adam_rate)
     pool = ThreadPoolExecutor(1)
 
     def load(step: int) -> tuple[Step, Share]:
@@ -116,8 +118,8 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
         if workers > 1:
             sum_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        for stepper, base in zip(steppers, base_rates, strict=True):
-            for group in stepper.param_groups:
+        for stepper, rates in zip(steppers, full, strict=True):
+            for group, base in zip(stepper.param_groups, rates, strict=True):
                 group["lr"] = base * rate(step, arguments.steps)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
@@ -129,7 +131,7 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
             now = time.monotonic()
             line = {"step": step + 1, "loss": round(total_loss / counted, 4)}
             line["ranked_first"] = round(total_hits / counted, 4)
-            line["samples_per_s"] = round(counted * mix_at(step).concepts / (now - last), 1)
+            line["samples_per_s"] = round(counted * MIX.concepts / (now - last), 1)
             line["seconds"] = round(now - began, 1)
             total_loss = total_hits = 0.0
             counted, last = 0, now
@@ -151,13 +153,11 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
     if first:
         run = {
             "steps": end,
-            "concept_samples": concepts_until(end),
+            "concept_samples": MIX.concepts * end,
             "seconds": round(time.monotonic() - began),
         }
-        run |= {
-            key: getattr(arguments, key) for key in ("workers", "threads", "seed", "muon_rate", "adam_rate")
-        }
-        run |= {"torch": torch.__version__, "pictures": bank.counts}
+        run |= {key: getattr(arguments, key) for key in ("workers", "threads", "seed")}
+        run |= {"rates": RATES, "torch": torch.__version__, "pictures": bank.counts}
         (arguments.out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         save_model(model, tokenizer, arguments.out / "umr-tiny")
     if workers > 1:
@@ -182,8 +182,6 @@ def main() -> None:
     parser.add_argument("--preview", type=Path, help="also write a loadable model here at each checkpoint")
     parser.add_argument("--save-every", type=float, default=300.0, help="seconds between checkpoints")
     parser.add_argument("--validate-every", type=int, default=250, help="steps between validation figures")
-    parser.add_argument("--muon-rate", type=float, default=MUON_RATE)
-    parser.add_argument("--adam-rate", type=float, default=ADAM_RATE)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--stop-after", type=int, help="end early, at this step of the full schedule")
     arguments = parser.parse_args()
