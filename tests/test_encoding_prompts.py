@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,20 @@ def test_the_ids_are_those_of_the_rendered_string(gme_folder: Path) -> None:
         (made,) = backbone.prepare([Input(case["item"]["text"], (), system, case["role"])])
         assert isinstance(made, Prepared)
         assert made.ids.tolist() == whole(case["string"]).input_ids
+
+
+@pytest.mark.parametrize(
+    "case",
+    json.loads((GOLDEN.parent / "family_prompts.json").read_text()),
+    ids=lambda case: f"{case['family']}-{case['name']}",
+)
+def test_rendered_strings_of_all_families_are_pinned(
+    request: pytest.FixtureRequest, case: dict[str, object]
+) -> None:
+    embedder = _embedder(request.getfixturevalue(str(case["family"])))
+    assert embedder.render(case["item"], case["role"], case["instruction"]) == case["string"]
+
+
+@lru_cache(maxsize=8)
+def _embedder(folder: Path) -> Embedder:
+    return Embedder(folder, dtype="float32")
