@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLModel
 
 from umr_plugins.backbones.registry import resolve, write_sidecar
 from umr_plugins.backbones.spec import KNOWN, ModelSpec
+from umr_plugins.backbones.weights import load_weights
 from umr_plugins.errors import CheckpointError, ModelNotFoundError
 
 GME = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
@@ -86,3 +90,20 @@ def test_damaged_json_is_named(gme_folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json can't be read as JSON"):
         resolve(folder)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
+def test_weights_are_those_of_the_files_in_any_type(
+    gme_folder: Path, tmp_path: Path, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    """Loading converts piece by piece and gives pages back; every weight must survive it."""
+    tensors = {name: each.to(stored) for name, each in load_file(gme_folder / "model.safetensors").items()}
+    for path in gme_folder.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_weights(Qwen2VLModel, tmp_path, wanted).state_dict()
+    assert {each.dtype for each in loaded.values()} == {wanted}
+    plain = {name.removeprefix("model."): each.to(wanted) for name, each in tensors.items()}
+    for name, each in loaded.items():
+        assert torch.equal(each, plain.get(name, plain.get(name.removeprefix("language_model.")))), name

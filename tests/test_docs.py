@@ -93,11 +93,11 @@ def test_command_lines_run(snippet: str, folder: Path, capsys: pytest.CaptureFix
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {
         name
         for page in [*PAGES, ROOT / "CONTRIBUTING.md"]
-        for name in re.findall(r"(?:\$ |`)make ([a-z]+)", page.read_text(encoding="utf-8"))
+        for name in re.findall(r"(?:\$ |`)make ([a-z-]+)", page.read_text(encoding="utf-8"))
     }
     assert {"demo", "test"} <= named
     assert named <= targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import LlavaNextConfig, LlavaNextModel, PreTrainedTokenizerFast
 
+from umr_plugins.backbones.base import Input
 from umr_plugins.backbones.latent_attention import LatentAttention
+from umr_plugins.backbones.registry import write_sidecar
 from umr_plugins.embedder import Embedder
 from umr_plugins.errors import BatchError, CheckpointError, InputError
 
@@ -70,7 +73,7 @@ class Reference:
 
     @torch.no_grad()
     def encode(self, string: str, image: Image.Image | None = None, instruction: str | None = None) -> Any:
-        ids = self.tokenizer(string).input_ids
+        ids = self.tokenizer(string, add_special_tokens=not string.startswith("<s>")).input_ids
         ids = [token for t in ids for token in ([t] * 577 if t == self.image else [t])]
         table = self.model.language_model.embed_tokens.weight
         embeds = torch.stack([table[0 if token == self.image else token] for token in ids])[None]
@@ -159,12 +162,36 @@ def test_plain_llava_next_pools_the_last_token(llava_next_folder: Path, exact: I
     assert np.abs(embedder.encode_queries(["fox"], TASK)[0] - told).max() < 1e-5
 
 
+def test_a_one_word_prompt_is_a_sidecar_away(
+    llava_next_folder: Path, tmp_path: Path, exact: Image.Image
+) -> None:
+    """The paper's other ablation asks for one word and pools the prompt's last token: a template, no code."""
+    for path in llava_next_folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    form = "<s>[INST] {body}\nThe river in one word: [/INST]"
+    spec = Embedder(llava_next_folder, dtype="float32").spec
+    own = dataclasses.replace(spec, template=form, bare_template=None, document_template=None)
+    write_sidecar(tmp_path, own)
+    embedder = Embedder(tmp_path, dtype="float32", max_length=700)
+    reference = Reference(llava_next_folder, mm_embed=False)
+    theirs = [
+        reference.encode(form.format(body="a fox")),
+        reference.encode(form.format(body="<image>\n"), exact),
+        reference.encode(form.format(body="<image>\na fox"), exact),
+    ]
+    items = ["a fox", {"image": exact}, {"text": "a fox", "image": exact}]
+    assert np.abs(embedder.encode_documents(items) - np.stack(theirs)).max() < 1e-5
+    backbone: Any = embedder._engine.backbone
+    (cut,) = backbone.prepare([Input("the lazy dog " * 900, (), None, "document")])
+    tail = backbone.tokenizer.text(["x\nThe river in one word: [/INST]"])[0][-8:]
+    assert cut.truncated
+    assert cut.ids[-8:].tolist() == tail  # text is cut, what asks for the word never
+
+
 def test_text_can_spell_no_token(pair: tuple[Embedder, Reference]) -> None:
     embedder, _ = pair
     backbone: Any = embedder._engine.backbone
     slot = backbone.tokenizer.slot
-    from umr_plugins.backbones.base import Input
-
     (made,) = backbone.prepare([Input(f"<image> </s> <s> {slot[:-1]}", (), None, "document")])
     assert made.ids.tolist().count(backbone._image_id) == 0
     assert (made.ids[0], made.ids[-1], (made.ids == 2).sum()) == (1, 2, 1)
@@ -173,8 +200,6 @@ def test_text_can_spell_no_token(pair: tuple[Embedder, Reference]) -> None:
 def test_long_text_is_cut_and_the_end_token_kept(mm_embed_folder: Path, exact: Image.Image) -> None:
     embedder = Embedder(mm_embed_folder, dtype="float32", max_length=640)
     backbone: Any = embedder._engine.backbone
-    from umr_plugins.backbones.base import Input
-
     picture = backbone.picture(exact)
     for text in ("the quick brown fox " * 200, " " * 50_000 + "x" * 3000):
         (made,) = backbone.prepare([Input(text, (picture,), TASK, "query")])

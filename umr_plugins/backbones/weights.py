@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,19 @@ def _convert(model: nn.Module, dtype: torch.dtype) -> None:
     Loaded in the type they are stored in, weights are views of the files, and nothing is read yet. Converting
     whole files at once would hold them beside the result: 3.4 times its size for float32 to bfloat16.
     """
+    places = Counter(parameter.data_ptr() for parameter in model.parameters())
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             continue
+        shared = places[parameter.data_ptr()] > 1  # another parameter still has to be read from there
         old = parameter.data.flatten()
         new = torch.empty(parameter.shape, dtype=dtype)
         flat = new.view(-1)
         for start in range(0, len(old), _PIECE):
             piece = old[start : start + _PIECE]
             flat[start : start + _PIECE].copy_(piece)
-            _give_back(piece)
+            if not shared:
+                _give_back(piece)
         parameter.data = new
 
 

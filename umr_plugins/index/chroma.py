@@ -126,8 +126,14 @@ class Projection:
             yield from rows
 
     def drop(self) -> None:
-        """Delete the collection."""
+        """Delete the collection, its rows first.
+
+        Chroma 1.5.9 leaves the lists in the metadata of a dropped collection behind, and the rows of a later
+        collection inherit them; a deleted row takes its lists along.
+        """
         with _Errors("drop"):
+            while ids := self._collection.get(limit=_PAGE, include=[])["ids"]:
+                self._collection.delete(ids=ids)
             self._client.delete_collection(self.name)
 
     def close(self) -> None:
