@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from llama_index.embeddings.gme import GMEEmbedding
 from llama_index.indices.umr import MultimodalIndex
 from PIL import Image
 
+from umr_plugins.backbones.registry import resolve
 from umr_plugins.backbones.spec import FAMILIES
 from umr_plugins.embedder import Embedder
 from umr_plugins.errors import BatchError
@@ -22,6 +24,7 @@ from umr_plugins.index.index import Index
 from umr_plugins.types import Item
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+GOLDEN = Path(__file__).parent / "golden"
 BEGIN, END = "<!-- table: families -->\n", "<!-- end -->\n"
 # Fixture of the checkpoint, and what it stands for.
 CHECKPOINTS = {
@@ -86,6 +89,12 @@ def test_a_family_runs_everywhere(named: tuple[str, Embedder], files: list[Path]
     for asked in ("a river bank", {"image": str(files[0])}, {"text": "x", "image": str(files[0])}):
         assert {document.id for document in store.similarity_search(asked, k=2)} == {"text", "picture"}
     seen.append("yes")
+
+
+def test_no_family_is_left_out(request: pytest.FixtureRequest) -> None:
+    pinned = {case["family"] for case in json.loads((GOLDEN / "family_prompts.json").read_text())}
+    for fixtures in (set(CHECKPOINTS), pinned | {"gme_folder"}):  # GME has a golden file of its own
+        assert {resolve(request.getfixturevalue(name)).spec.family for name in fixtures} == set(FAMILIES)
 
 
 def test_the_table_in_the_docs_is_what_was_seen() -> None:

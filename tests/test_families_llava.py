@@ -253,3 +253,12 @@ def test_every_tensor_is_accounted_for(
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
         Embedder(tmp_path)
+
+
+def test_another_choice_of_vision_features_is_refused(llava_next_folder: Path, tmp_path: Path) -> None:
+    for path in llava_next_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "vision_feature_select_strategy": "full"}))
+    with pytest.raises(CheckpointError, match=r"vision_feature_select_strategy='full'.*not supported"):
+        Embedder(tmp_path)

@@ -211,6 +211,11 @@ def _config(folder: Path, *, bidirectional: bool) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} has no readable LLaVA-NeXT configuration: {error}") from error
+    if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
+        raise CheckpointError(
+            f"{folder}: vision_feature_select_strategy={config.vision_feature_select_strategy!r} with layer "
+            f"{config.vision_feature_layer!r} is not supported; one layer without its class token is"
+        )
     if bidirectional:
         # The released text_config is LLaVA's own; the weights are NV-Embed's, with fewer rows.
         config.text_config.vocab_size = _rows(folder, "language_model.embed_tokens.weight")
