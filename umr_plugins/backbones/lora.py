@@ -49,7 +49,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> int:
     config = _read_config(folder)
     base = config.get("base_model_name_or_path") or "unknown"
     linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    targets: list[tuple[nn.Linear, torch.Tensor]] = []
+    targets: list[tuple[nn.Linear, _Pair, float]] = []
     for module, pair in _read_pairs(folder).items():
         if module.rpartition(".")[2] == "lm_head":
             continue  # embedding models have no head
@@ -66,12 +66,12 @@ def merge_adapter(model: nn.Module, folder: Path) -> int:
                 f"({pair.up.shape[0]}, {pair.down.shape[1]}), the model's have {tuple(layer.weight.shape)}; "
                 f"the adapter was trained on {base!r}, another base"
             )
-        targets.append((layer, _scale(config, module, pair.down.shape[0]) * (pair.up @ pair.down)))
+        targets.append((layer, pair, _scale(config, module, pair.down.shape[0])))
     if not targets:
         raise CheckpointError(f"{folder / WEIGHTS} changes no layer of the model")
-    with torch.no_grad():  # only now: a refused adapter has changed nothing
-        for layer, change in targets:
-            weight = layer.weight
+    with torch.no_grad():  # only now: a refused adapter has changed nothing; one full-size change at a time
+        for layer, pair, scale in targets:
+            weight, change = layer.weight, scale * (pair.up @ pair.down)
             weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
     return len(targets)
 

@@ -210,7 +210,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 def preview(model: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What loading a model would do, as JSON values; nothing is downloaded and no weights are read.
 
-    `would` says it in words; `memory_bytes` is what the weights take in bfloat16, null if unknown.
+    `would` says it in words; `memory_bytes` is what the weights take in bfloat16.
 
     Raises:
         ModelNotFoundError: neither on this machine nor among the known checkpoints.

@@ -1,8 +1,8 @@
 """Starting weights that already are a search engine: a bag of words, weighted by how rare they are.
 
-From random weights a language model of this size needs hours to learn that rare words tell texts apart. The
-weights can say so at the start: every token has a random direction, and the last layer's attention sums the
-directions in proportion to inverse document frequency. Training then bends this towards meaning and pictures.
+Rare words tell texts apart. A small language model need not learn that from noise, its weights can say so at the
+start: every token has a random direction, and the last layer's attention sums the directions in proportion to
+inverse document frequency. Training then bends this towards meaning and pictures.
 """
 
 from __future__ import annotations

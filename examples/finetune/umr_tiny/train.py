@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
