@@ -18,6 +18,7 @@ from umr_plugins.cli.console import DEMO_NOTE, DONE, SOME_REFUSED, emit, note, p
 from umr_plugins.errors import InputError
 
 if TYPE_CHECKING:
+    from umr_plugins.index.codes import CodesOption
     from umr_plugins.index.folder_sync import FolderReport
     from umr_plugins.index.index import Index
 
@@ -26,7 +27,7 @@ RESUME_NOTE = "What was committed is kept: run the same command again to go on."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """SOURCE… --db --model --pages."""
+    """SOURCE… --db --model --pages --codes."""
     parser.add_argument("sources", nargs="+", type=folder, metavar="SOURCE", help="a file or a folder")
     add_db(parser)
     parser.add_argument(
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("image", "fused", "text"),
         help="embed a PDF page as its picture, as picture with text, or as text (default: the model's own)",
     )
+    parser.add_argument(
+        "--codes",
+        choices=("off", "int8", "binary"),
+        help="search by scanning short codes of the vectors in memory instead of asking Chroma; recorded in "
+        "the index (default: as recorded, off in a new one)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [str(source) for source in sources if not source.exists() and not source.is_symlink()]
     if missing:
         raise InputError(f"no such file or folder: {', '.join(missing)}")
-    with open_or_create(args.db, args.model) as index:
+    with open_or_create(args.db, args.model, args.codes) as index:
         if index.info().get("demo") and not args.json:
             note(f"Note: {DEMO_NOTE}")
         reports = index_sources(index, sources, pages=args.pages, as_json=args.json)
@@ -59,11 +66,11 @@ def run(args: argparse.Namespace) -> int:
     return SOME_REFUSED if any(report.refused for report in reports) else DONE
 
 
-def open_or_create(db: Path, model: str | None) -> Index:
+def open_or_create(db: Path, model: str | None, codes: CodesOption | None = None) -> Index:
     """The index in `db`; a new one gets `model`, or the default model."""
     from umr_plugins.index.index import Index
 
-    return Index(db, model if model is not None or Index.exists(db) else DEFAULT_MODEL)
+    return Index(db, model if model is not None or Index.exists(db) else DEFAULT_MODEL, codes=codes)
 
 
 def index_sources(

@@ -15,6 +15,7 @@ import numpy as np
 from umr_plugins.errors import BatchError, InputError, StorageError
 from umr_plugins.index.adding import AddCall
 from umr_plugins.index.arguments import check_k, folder_and_url, loaded, no_string
+from umr_plugins.index.codes import CodesOption
 from umr_plugins.index.encode import query_vector
 from umr_plugins.index.folder_sync import FolderReport, FolderSync
 from umr_plugins.index.identity import Identity
@@ -48,6 +49,9 @@ class Index:
         collection: a name; one folder can hold several.
         ledger: with a server URL, the local folder of the ledger.
         create: make the index if it is not there. Default: only when an encoder is given.
+        codes: `"int8"` or `"binary"`: keep such codes of the vectors, and search by scanning them in memory
+            instead of asking Chroma; what they propose is scored from the float32 vectors. `"off"` asks
+            Chroma. Recorded in the index; default: as recorded, off in a new one.
 
     Raises:
         IndexLockedError: another process has the folder open.
@@ -71,6 +75,7 @@ class Index:
         collection: str = "umr",
         ledger: str | os.PathLike[str] | None = None,
         create: bool | None = None,
+        codes: CodesOption | None = None,
     ) -> None:
         folder, url = folder_and_url(path, ledger)
         given: Encoder | None = loaded(encoder)
@@ -83,6 +88,7 @@ class Index:
             self._sources = Sources(self._store.ledger)
             self._identity = Identity(self._store.ledger)
             self._encoder = given
+            self._store.codes.use(codes)
             if given is not None:
                 with self._store.lock:
                     self._identity.check(given)
@@ -390,7 +396,7 @@ class Index:
         return verify(self._store)
 
     def rebuild(self) -> None:
-        """Make Chroma's side anew from the ledger, damaged or gone as it may be; no model runs."""
+        """Make Chroma's side and the codes anew from the ledger, damaged or gone as they may be."""
         self._check_open()
         self._store.rebuild()
 
@@ -411,6 +417,7 @@ class Index:
             "files": self._sources.count(),
             "roots": [str(root) for root in self._sources.roots()],
             **self._identity.facts(),
+            "codes": self._store.codes.kind,
             "schema": SCHEMA_VERSION,
             "behind": pending + buried,
             "mended": list(self._store.repairs),

@@ -106,6 +106,8 @@ class Ledger:
         self._lock = threading.RLock()
         self._depth = 0
         self._inode: int | None = None
+        self.buried = 0
+        """Items deleted since the ledger was opened."""
         with self._errors("open"):
             self._db = sqlite3.connect(
                 str(file) if file else ":memory:", isolation_level=None, check_same_thread=False, timeout=5
@@ -287,6 +289,7 @@ class Ledger:
             )
             blobs = self._all(f"SELECT DISTINCT hash FROM item_blobs WHERE seq {_LISTED}", [listed])
             count = self._run(f"DELETE FROM items WHERE seq {_LISTED}", [listed]).rowcount
+            self.buried += count
             for (key,) in blobs:
                 self._run(
                     "DELETE FROM blobs WHERE hash = ?1 AND NOT EXISTS "

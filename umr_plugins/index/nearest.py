@@ -1,8 +1,9 @@
 """Answers a query vector: Chroma proposes, the ledger's vectors decide.
 
 Chroma is asked for four times as many candidates as wanted, and their order and scores are computed exactly
-from the ledger. What is not in Chroma yet takes part as well. Where Chroma can't answer, it is made anew
-once; where that fails too (a full disk), the ledger is scanned.
+from the ledger. What is not in Chroma yet takes part as well. An index with int8 or binary codes scans those
+instead of asking Chroma, and scores what they propose in the same way. Where Chroma can't answer, it is made
+anew once; where that fails too (a full disk), the ledger is scanned.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from umr_plugins.errors import StorageError
+from umr_plugins.index import quantize
 from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.store import RETRY_SECONDS, Store, blocks, projected
 from umr_plugins.index.where import matches, superset
@@ -41,6 +43,8 @@ class Search:
         total = self._store.ledger.count()
         if not total or k <= 0:
             return []
+        if self._store.codes.kind is not None and (found := self._by_codes(query, k, where)) is not None:
+            return found
         # Read before Chroma is asked, so that an item can't slip from one list into the other unseen.
         pending, buried = self._store.ledger.behind()
         waiting = self._store.ledger.pending(pending) if pending else []
@@ -51,6 +55,22 @@ class Search:
         if candidates is None:
             return self._scan(query, k, where)
         return self._rescored(query, candidates + self._passing(waiting, where), k)
+
+    def _by_codes(self, query: FloatArray, k: int, where: dict[str, Any] | None) -> Ranked | None:
+        """What the codes propose, scored exactly; None when they were switched off meanwhile."""
+        ranked = self._store.codes.ranked(query)
+        if ranked is None:
+            return None
+        kind, seqs = ranked
+        wanted = quantize.OVER_FETCH[kind] * k + 16
+        if where is None:
+            return self._rescored(query, seqs[:wanted].tolist(), k)
+        passing: list[int] = []
+        for block in blocks(seqs.tolist(), 2000):
+            passing += self._passing(block, where)
+            if len(passing) >= wanted:
+                break
+        return self._rescored(query, passing, k)
 
     def _ask(self, query: FloatArray, k: int, count: int, where: dict[str, Any] | None) -> list[int] | None:
         """Chroma's candidates; None when it has no good answer."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from umr_plugins.errors import IndexLockedError, StorageError
 from umr_plugins.index.chroma import Projection, ProjectionError, probe
+from umr_plugins.index.codes import Codes
 from umr_plugins.index.ledger import Ledger, Stored, text_path
 from umr_plugins.index.rows import projected_metadata
 from umr_plugins.types import FloatArray
@@ -63,6 +64,7 @@ class Store:
         self.retry_at = 0.0
         self._projection: Projection | None = None
         self.ledger = Ledger(ledger_file(folder, collection) if folder else None)
+        self.codes = Codes(self.ledger)
         try:
             self._open_projection()
         except BaseException:
@@ -185,7 +187,7 @@ class Store:
     # --- the projection ---------------------------------------------------------------------------------
 
     def project(self, *, at_least: int = 1) -> None:
-        """Bring Chroma up to the ledger, if at least so many changes wait.
+        """Bring codes and Chroma up to the ledger, if at least so many changes wait.
 
         Raises:
             StorageError: Chroma can't be written even after making it anew. The ledger has everything.
@@ -194,6 +196,7 @@ class Store:
             waiting = sum(self.ledger.behind())
             if waiting < at_least or waiting == 0:
                 return
+            self.codes.fill()
             try:
                 self._catch_up(self._usable())
             except ProjectionError as error:
@@ -278,8 +281,9 @@ class Store:
             shutil.rmtree(place, ignore_errors=True)
 
     def rebuild(self) -> None:
-        """Make the projection anew from the ledger; no model runs."""
+        """Make codes and projection anew from the ledger; no model runs."""
         self.check_usable()
+        self.codes.refill()
         self._replace_projection()
 
     def _compare(self, projection: Projection, *, everything: bool) -> str | None:

@@ -42,6 +42,8 @@ def verify(store: Store) -> VerifyReport:
         ledger = store.ledger
         problems = [f"the ledger's file: {line}" for line in ledger.integrity()]
         problems += _vectors(ledger, store.dim())
+        if stale := store.codes.wrong():
+            problems.append(f"{stale} items have another {store.codes.kind} code than their vectors give")
         pending, buried = ledger.behind()
         if pending or buried:
             problems.append(f"Chroma is behind by {pending} items and {buried} deletions")
@@ -64,7 +66,7 @@ def verify(store: Store) -> VerifyReport:
                 more = ", …" if len(ids) > _SHOWN else ""
                 problems.append(f"{len(ids)} items {what}: {', '.join(ids[:_SHOWN])}{more}")
         if problems and ledger.integrity() == []:
-            problems.append("rebuild() makes Chroma's side anew from the ledger, without running the model")
+            problems.append("rebuild() makes Chroma's side and codes anew from the ledger; no model runs")
         return VerifyReport(
             not problems, ledger.count(), tuple(missing), tuple(orphaned), tuple(wrong), tuple(problems)
         )
