@@ -103,7 +103,8 @@ class Embedder:
         backbone = _load(dataclasses.replace(checkpoint, spec=spec), self.device, self.dtype)
         self.spec = spec
         """What the model is and how its inputs are written."""
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
+        """Where its files are."""
         self._dim = check_dim(dim, backbone.hidden_size)
         self._modalities = backbone.modalities
         budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
@@ -317,7 +318,7 @@ class Embedder:
     def info(self) -> dict[str, Any]:
         """What is loaded, as JSON values."""
         return {
-            **describe(self._checkpoint),
+            **describe(self.checkpoint),
             **dataclasses.asdict(self.spec),
             "dim": self._dim,
             "dim_trained": self._dim == self._engine.backbone.hidden_size

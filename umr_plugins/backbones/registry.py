@@ -29,7 +29,7 @@ from umr_plugins.backbones.spec import (
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
+FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Pa
 
     try:
         return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=_FILES, local_files_only=not download)
+            snapshot_download(hub_id, revision=revision, allow_patterns=FILES, local_files_only=not download)
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
