@@ -8,7 +8,7 @@ ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check format crash memory verify-checkpoints clean
+.PHONY: help install demo test lint types check format crash memory codes verify-checkpoints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ crash: $(STAMP) ## Kill `umr index` 60 times at random moments and check what is
 
 memory: $(STAMP) ## Measure the peak memory of loading a checkpoint against the size of its weights
 	$(BIN)/python benchmarks/loading/peak_memory.py --out benchmarks/results/loading.json
+
+codes: $(STAMP) ## Measure what int8 and binary codes lose and save (fetches one npm package)
+	$(BIN)/python benchmarks/codes/loss.py --out benchmarks/results/codes.json $(ARGS)
 
 verify-checkpoints: $(STAMP) ## Compare real GME-2B weights with its published values (needs the hub, 9 GB)
 	$(BIN)/python benchmarks/verify_checkpoints.py $(ARGS)

@@ -115,6 +115,8 @@ REFUSED = [
     ({"use_dora": True}, "use_dora=True can't be merged"),
     ({"modules_to_save": ["embed_tokens"]}, "modules_to_save=.'embed_tokens'. can't be merged"),
     ({"bias": "all"}, "bias='all' can't be merged"),
+    ({"lora_alpha": None}, "lora_alpha must be a number above 0, got None"),
+    ({"lora_alpha": 0}, "lora_alpha must be a number above 0, got 0"),
 ]
 
 

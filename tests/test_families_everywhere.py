@@ -76,6 +76,14 @@ def test_a_family_runs_everywhere(named: tuple[str, Embedder], files: list[Path]
             embedder.encode_documents([{"images": files}])
         seen.append("refused")
 
+    if embedder.spec.video_slot is not None:
+        assert embedder.encode_documents([{"video": files}]).shape == (1, embedder.dim)
+        seen.append(f"up to {embedder.spec.max_frames} frames")
+    else:
+        with pytest.raises(BatchError, match="not video"):
+            embedder.encode_documents([{"video": files}])
+        seen.append("refused")
+
     gme = GMEEmbedding(encoder=embedder)
     nodes = [TextNode(text="a river bank", id_="text"), ImageNode(image_path=str(files[0]), id_="picture")]
     retriever = MultimodalIndex(nodes, embed_model=gme).as_retriever(similarity_top_k=2)
@@ -107,6 +115,7 @@ def test_the_table_in_the_docs_is_what_was_seen() -> None:
         "picture",
         "fused",
         "several pictures",
+        "video",
         "LlamaIndex",
         "LangChain",
     ]

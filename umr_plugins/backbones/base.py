@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,11 +22,11 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the layout its family takes, uint8.
+    """A picture, or two frames of a video, in the layout its family takes, uint8.
 
     Args:
-        patches: Qwen-VL: `[rows * columns, 3 * patch * patch]` in the model's own order; LLaVA-NeXT: one tile
-            `[side, side, 3]`.
+        patches: Qwen-VL: `[rows * columns, 3 * patch * patch]` in the model's own order, twice as wide for
+            two frames; LLaVA-NeXT: one tile `[side, side, 3]`.
         grid: patches as (rows, columns).
     """
 
@@ -42,12 +43,16 @@ class Input:
         pictures: in order.
         instruction: what fills the template's slot; None for the form without one.
         role: queries and documents may be written differently.
+        video: pairs of frames, in order.
+        frames: how many frames those are.
     """
 
     text: str
     pictures: tuple[Picture, ...]
     instruction: str | None
     role: Role
+    video: tuple[Picture, ...] = ()
+    frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Prepared:
     Args:
         ids: token ids `[length]`, picture slots expanded.
         positions: rotary positions `[3, length]` (time, row, column).
-        pictures: in the order of their slots.
+        pictures: frames and pictures in the order of their slots.
         truncated: whether text was cut to fit `max_length`.
         pooled_from: first position that takes part in pooling, for families that pool over positions.
     """
@@ -93,6 +98,10 @@ class Backbone(Protocol):
 
     def picture(self, source: Any) -> Picture:
         """Decode, resize and cut one picture. Called from several threads."""
+        ...
+
+    def video(self, frames: Sequence[Any]) -> tuple[Picture, ...]:
+        """Decode, resize and cut the frames of one video, in pairs. Called from several threads."""
         ...
 
     def count_tokens(self, text: str) -> int:

@@ -8,6 +8,7 @@ A picture is the global tile only: 576 patches and one newline vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ class LlavaNext:
         """Decode one picture and resize it to the global tile, a square; its aspect ratio is not kept."""
         pixels = resize(load_image(source), (self._side, self._side), self.spec.resampler)
         return Picture(pixels, self._grid)
+
+    def video(self, frames: Sequence[Any]) -> tuple[Picture, ...]:
+        """The family takes none; `check` says so first."""
+        raise ItemError("unsupported", f"{self.spec.name} takes text and pictures, not video")
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text alone, without template."""

@@ -93,6 +93,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 f"{path}: {name}={config[name]!r} can't be merged from here; merge the adapter with peft's "
                 "merge_and_unload and pass the merged folder"
             )
+    alpha = config.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha <= 0:
+        raise CheckpointError(f"{path}: lora_alpha must be a number above 0, got {alpha!r}")
     return config
 
 
@@ -136,7 +139,7 @@ def _spellings(module: str) -> list[str]:
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = float(config.get("lora_alpha") or rank)
+    alpha = float(config["lora_alpha"])
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?(?:{pattern})", module):
             alpha = float(value)

@@ -88,16 +88,23 @@ def to_patches(pixels: NDArray[np.uint8], patch: int, merge: int) -> tuple[NDArr
     return np.ascontiguousarray(patches), (rows, columns)
 
 
+def widened(patches: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """A still picture's patches as those of two equal frames, if the others of a batch are frames."""
+    return patches if patches.shape[1] == width else np.concatenate([patches, patches], 1)
+
+
 class FoldedPatchEmbed(nn.Module):
     """A vision tower's patch embedding that takes uint8 patches.
 
     For a still picture the two temporal slices are the same, and rescaling and normalisation are linear, so
     all of it folds into one matrix: with Conv3d weight W `[E, 3, 2, p, p]` and pixel u,
     y = sum_t W / (255 std) (u - 128) + b. Centring by 128 keeps rounding small in bfloat16, where every
-    u - 128 is exact. The original convolution stays registered, so checkpoints keep their names.
+    u - 128 is exact. Two frames of a video keep their own slices. The original convolution stays
+    registered, so checkpoints keep their names.
     """
 
     weight: torch.Tensor
+    pair: torch.Tensor
     bias: torch.Tensor
 
     def __init__(self, original: nn.Module, mean: Channels = CLIP_MEAN, std: Channels = CLIP_STD) -> None:
@@ -111,17 +118,22 @@ class FoldedPatchEmbed(nn.Module):
                 torch.tensor(each, dtype=torch.float64, device=kernel.device)[None, :, None, None]
                 for each in (mean, std)
             )
+            slices = [
+                (part / (255 * scale)).permute(0, 2, 3, 1).reshape(len(part), -1)  # columns (y, x, channel)
+                for part in kernel.unbind(2)
+            ]
             kernel = kernel.sum(2)  # [E, 3, p, p]
             bias = -(kernel * shift / scale).sum((1, 2, 3))
             if convolution.bias is not None:
                 bias = bias + convolution.bias.double()
-            kernel = kernel / (255 * scale)
-            bias = bias + 128 * kernel.sum((1, 2, 3))
-            weight = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)  # columns (y, x, channel)
+            weight = sum(slices[1:], slices[0])
+            bias = bias + 128 * weight.sum(1)
         dtype = convolution.weight.dtype
         self.register_buffer("weight", weight.to(dtype).contiguous(), persistent=False)
+        self.register_buffer("pair", torch.cat(slices, 1).to(dtype), persistent=False)
         self.register_buffer("bias", bias.to(dtype), persistent=False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """uint8 `[patches, 3 * p * p]` to `[patches, E]`."""
-        return F.linear(patches.to(self.weight.dtype) - 128, self.weight, self.bias)
+        """uint8 `[patches, 3 * p * p]`, or `[patches, 2 * 3 * p * p]` of two frames, to `[patches, E]`."""
+        weight = self.weight if patches.shape[1] == self.weight.shape[1] else self.pair
+        return F.linear(patches.to(weight.dtype) - 128, weight, self.bias)

@@ -6,6 +6,7 @@ composed here, so no processor class (and no torchvision) is needed. Pools the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from umr_plugins.backbones.pixels import (
     resize,
     target_size,
     to_patches,
+    widened,
 )
 from umr_plugins.backbones.registry import Checkpoint
 from umr_plugins.backbones.tokens import TextTokenizer
@@ -87,8 +89,14 @@ class QwenVL:
                 f"the picture slot {self.spec.image_slot!r} must hold the image token (id {self._image_id}) "
                 "once, and the template around it not at all"
             )
-        at = slot.index(self._image_id)
-        self._before_image, self._after_image = slot[:at], slot[at + 1 :]
+        self._image_slot = slot
+        self._video_id = int(self.model.config.video_token_id)
+        slots = self.spec.video_slots(1) if self.spec.video_slot is not None else []
+        if any(self.tokenizer.template(slot).count(self._video_id) != 1 for slot in slots):
+            raise CheckpointError(
+                f"the video slot {self.spec.video_slot!r} must hold the video token (id {self._video_id}) "
+                "once"
+            )
         fixed = len(self._lead) + len(self._middle) + len(self._tail)
         needed = fixed + len(slot) - 1 + self.spec.max_image_tokens
         if needed > self.spec.max_length:
@@ -104,9 +112,15 @@ class QwenVL:
         return self.tokenizer.sha256
 
     def check(self, item: Item) -> None:
-        """Refuse what the checkpoint was not trained on: too many pictures, video."""
-        if item.video:
+        """Refuse what the checkpoint was not trained on: too many pictures or frames, video."""
+        if item.video and self.spec.video_slot is None:
             raise ItemError("unsupported", f"{self.spec.name} takes text and pictures, not video")
+        if len(item.video) > self.spec.max_frames:
+            raise ItemError(
+                "unsupported",
+                f"{self.spec.name} takes {self.spec.max_frames} frames per item at most, got "
+                f"{len(item.video)}; sample them evenly, or embed parts of the video as separate items",
+            )
         if len(item.pictures) > self.spec.max_images:
             allowed = "one picture" if self.spec.max_images == 1 else f"{self.spec.max_images} pictures"
             raise ItemError(
@@ -129,42 +143,76 @@ class QwenVL:
         patches, grid = to_patches(resize(image, size, self.spec.resampler), self._patch, self._merge)
         return Picture(patches, grid)
 
+    def video(self, frames: Sequence[Any]) -> tuple[Picture, ...]:
+        """Decode, resize and cut frames, in pairs; an odd last one is its own partner.
+
+        Raises:
+            ItemError: a frame can't be read, or is not of the first one's size.
+        """
+        images = [load_image(frame) for frame in frames]
+        if any(image.size != images[0].size for image in images):
+            sizes = sorted({f"{image.width} x {image.height}" for image in images})
+            raise ItemError(
+                "unsupported", f"the frames of a video must have one size, got {', '.join(sizes)}"
+            )
+        most = min(self.spec.max_image_tokens, self.spec.max_video_tokens // ((len(images) + 1) // 2))
+        size = target_size(
+            images[0].height,
+            images[0].width,
+            self._patch * self._merge,
+            min(self.spec.min_image_tokens, most),
+            most,
+            two_steps=self.spec.two_steps,
+        )
+        cut = [
+            to_patches(resize(image, size, self.spec.resampler), self._patch, self._merge) for image in images
+        ]
+        cut += cut[len(cut) - len(cut) % 2 :]
+        return tuple(
+            Picture(np.concatenate([first, second], 1), grid)
+            for (first, grid), (second, _) in zip(cut[::2], cut[1::2], strict=True)
+        )
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text alone, without template."""
         return len(self.tokenizer.text([text])[0])
 
     def prepare(self, inputs: list[Input]) -> list[Prepared | ItemError]:
-        """Template, instruction, pictures, then text, which alone is cut to `max_length`, never the tail.
+        """Template, instruction, video, pictures, text; text alone is cut to `max_length`, never the tail.
 
-        An instruction or pictures that alone leave no room are an `ItemError` with code `too_large`.
+        An instruction, frames or pictures that alone leave no room are an `ItemError` with code `too_large`.
         """
         said = list(dict.fromkeys(each.instruction or "" for each in inputs))
         ids = self.tokenizer.text([*said, *(each.text for each in inputs)], self.spec.max_length)
         instruction = dict(zip(said, ids, strict=False))
         return [
-            self._compose(text, each.pictures, instruction[each.instruction or ""])
+            self._compose(text, each, instruction[each.instruction or ""])
             for text, each in zip(ids[len(said) :], inputs, strict=True)
         ]
 
-    def _compose(
-        self, text: list[int], pictures: tuple[Picture, ...], instruction: list[int]
-    ) -> Prepared | ItemError:
+    def _compose(self, text: list[int], each: Input, instruction: list[int]) -> Prepared | ItemError:
         merged = self._merge * self._merge
         head = [*self._lead, *(instruction if self.spec.takes_instruction else []), *self._middle]
         runs: list[int | tuple[int, int]] = [len(head)]  # for M-RoPE: text run or merged grid
         ids = head
-        for picture in pictures:
-            tokens = len(picture.patches) // merged
-            ids = [*ids, *self._before_image, *[self._image_id] * tokens, *self._after_image]
+        pictures = (*each.video, *each.pictures)
+        slots = [
+            (self.tokenizer.template(slot), self._video_id) for slot in self.spec.video_slots(each.frames)
+        ]
+        slots += [(self._image_slot, self._image_id)] * len(each.pictures)
+        for picture, (slot, pad) in zip(pictures, slots, strict=True):
+            at = slot.index(pad)
+            ids = [*ids, *slot[:at], *[pad] * (len(picture.patches) // merged), *slot[at + 1 :]]
             grid = (picture.grid[0] // self._merge, picture.grid[1] // self._merge)
-            runs += [len(self._before_image), grid, len(self._after_image)]
+            runs += [at, grid, len(slot) - at - 1]
         room = self.spec.max_length - len(ids) - len(self._tail)
         if room < (1 if text else 0):
             return ItemError(
                 "too_large",
-                f"the instruction ({len(instruction)} tokens) and {len(pictures)} pictures "
-                f"({len(ids) - len(head)} tokens) leave no room within max_length={self.spec.max_length}; "
-                "shorten the instruction, lower max_image_tokens or raise max_length",
+                f"the instruction ({len(instruction)} tokens) and {len(pictures)} pictures or pairs of "
+                f"frames ({len(ids) - len(head)} tokens) leave no room within "
+                f"max_length={self.spec.max_length}; shorten the instruction, lower max_image_tokens or "
+                "raise max_length",
             )
         kept = text[:room]
         ids = [*ids, *kept, *self._tail]
@@ -188,8 +236,8 @@ class QwenVL:
             ids[row, : item.length] = torch.from_numpy(item.ids)
             positions[:, row, : item.length] = torch.from_numpy(item.positions)
         ids = ids.to(self.device)
-        # Padding is id 0 and never the image token, so the mask finds real picture slots only.
-        slots = ids == self._image_id
+        # Padding is id 0 and neither token, so the mask finds real slots only.
+        slots = (ids == self._image_id) | (ids == self._video_id)
         embeds = self.model.get_input_embeddings()(ids)
         pictures = [picture for item in items for picture in item.pictures]
         deep: dict[str, Any] = {}
@@ -212,7 +260,8 @@ class QwenVL:
         Qwen3-VL also has features of earlier vision layers, one tensor for each of the first language layers
         (DeepStack, arXiv 2406.04334); for the others the list is empty.
         """
-        patches = torch.from_numpy(np.concatenate([picture.patches for picture in pictures]))
+        width = max(picture.patches.shape[1] for picture in pictures)
+        patches = torch.from_numpy(np.concatenate([widened(each.patches, width) for each in pictures]))
         grid = torch.tensor([[1, *picture.grid] for picture in pictures])
         output = self.model.visual(patches.to(self.device), grid_thw=grid.to(self.device))
         return output.pooler_output, list(getattr(output, "deepstack_features", None) or [])

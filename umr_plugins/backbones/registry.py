@@ -146,9 +146,14 @@ def _open(
         spec = KNOWN[given]
     else:
         spec = _from_config(folder, config, model_type)
-    if spec.family not in FAMILIES or (model_type not in FAMILIES):
+    if model_type not in FAMILIES:
         raise CheckpointError(
             f"{folder}: model_type {model_type!r} is not supported; supported are {sorted(FAMILIES)}"
+        )
+    if spec.family != model_type:
+        said = sidecar if sidecar.is_file() else f"{given}, as it is known,"
+        raise CheckpointError(
+            f"{folder}: config.json has model_type {model_type!r}, but {said} says family {spec.family!r}"
         )
     _check_weights(folder)
     return Checkpoint(given, folder, spec, config, origin, revision)
@@ -158,7 +163,7 @@ def _from_config(folder: Path, config: dict[str, Any], model_type: str) -> Model
     # A GME checkpoint in a plain folder still names its remote code; that tells it from its base model,
     # whose positions differ.
     remote = json.dumps([config.get("auto_map"), config.get("architectures")]).lower()
-    if "gme" in remote:
+    if model_type == "qwen2_vl" and re.search(r"\bgme|_gme", remote):
         return dataclasses.replace(GME, name=folder.name)
     if model_type == "llava_next":
         if "nvmmembed" in remote:

@@ -42,6 +42,10 @@ class ModelSpec:
         max_image_tokens: upper bound.
         two_steps: whether a picture's size is rounded twice, as GME's released wrapper does, or once.
         max_images: most pictures in one item; the family was not trained on more.
+        video_slot: what two frames become in the body, before pictures and text; `{seconds}` is the time in
+            their middle. None: the checkpoint was not trained on video.
+        max_frames: most frames in one item.
+        max_video_tokens: upper bound of visual tokens per video; frames are shrunk to keep it.
         max_length: tokens per item, template and picture included; longer text is cut, never the tail.
         resampler: `torch` (native uint8 bicubic with antialias, Hugging Face's default) or `pillow`.
         pages: what a PDF page is embedded as unless the caller says otherwise.
@@ -67,6 +71,9 @@ class ModelSpec:
     max_image_tokens: int = 1280
     two_steps: bool = True
     max_images: int = 1
+    video_slot: str | None = None
+    max_frames: int = 0
+    max_video_tokens: int = 0
     max_length: int = 1800
     resampler: Resampler = "torch"
     pages: PagesMode = "image"
@@ -90,6 +97,15 @@ class ModelSpec:
             return self.bare_template
         return self.template
 
+    def video_slots(self, frames: int) -> list[str]:
+        """What frames, a second apart, become in the body: one slot for two; an odd last one stands twice.
+
+        >>> ModelSpec("v", video_slot="<{seconds}>").video_slots(3)
+        ['<0.5>', '<2.0>']
+        """
+        times = [(first + min(first + 1, frames - 1)) / 2 for first in range(0, frames, 2)]
+        return [(self.video_slot or "").replace("{seconds}", f"{time:.1f}") for time in times]
+
     def punctuated(self, instruction: str) -> str:
         """The instruction as the model was trained to see it: stripped and ended, if the spec says so."""
         if not self.punctuate:
@@ -110,6 +126,9 @@ QWEN3_VL_EMBEDDING = ModelSpec(
     max_image_tokens=1800,
     two_steps=False,
     max_images=64,
+    video_slot="<{seconds} seconds><|vision_start|><|video_pad|><|vision_end|>",
+    max_frames=64,
+    max_video_tokens=4500,
     max_length=8192,
     license="apache-2.0",
     shortest_trained_dim=64,

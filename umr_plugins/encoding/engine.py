@@ -43,6 +43,7 @@ class _Draft:
     item: Item | None = None
     key: bytes = b""
     pictures: tuple[Picture, ...] = ()
+    video: tuple[Picture, ...] = ()
     error: ItemError | None = None
 
 
@@ -102,11 +103,15 @@ class Engine:
         return spec.punctuated(instruction)
 
     def render(self, item: Item, role: Role, instruction: str | None = None) -> str:
-        """The exact string that is encoded, special tokens and all; one picture token per picture."""
+        """The exact string that is encoded, special tokens and all; one picture token per picture.
+
+        Of a video there is one slot for every two frames.
+        """
         spec = self.backbone.spec
         self.backbone.check(item)
         chosen = self._instruction(item.instruction or instruction, role)
-        body = spec.image_slot * len(item.pictures) + (item.text or "")
+        body = "".join(spec.video_slots(len(item.video)))
+        body += spec.image_slot * len(item.pictures) + (item.text or "")
         before, after = spec.form(role, chosen).split("{body}")
         return before.replace("{instruction}", chosen or "") + body + after
 
@@ -140,14 +145,16 @@ class _Call:
             for part in (instruction or "", item.text or ""):
                 raw = part.encode()
                 key.update(len(raw).to_bytes(8, "big") + raw)
-            for picture in item.pictures:
+            key.update(len(item.video).to_bytes(8, "big"))
+            for picture in (*item.video, *item.pictures):
                 key.update(content_key(picture))
             pictures = tuple(self.engine.backbone.picture(source) for source in item.pictures)
+            video = self.engine.backbone.video(item.video) if item.video else ()
         except ItemError as error:
             return _Draft(index, error=error.at(index))
         except InputError as error:
             return _Draft(index, error=ItemError("unsupported", str(error), index=index))
-        return _Draft(index, item, key.digest(), pictures)
+        return _Draft(index, item, key.digest(), pictures, video)
 
     def _instruction_of(self, item: Item) -> str | None:
         if item.instruction is None:
@@ -188,7 +195,14 @@ class _Call:
 
     def _compose(self, drafts: list[_Draft]) -> tuple[dict[bytes, Prepared], dict[bytes, ItemError]]:
         inputs = [
-            Input(draft.item.text or "", draft.pictures, self._instruction_of(draft.item), self.role)
+            Input(
+                draft.item.text or "",
+                draft.pictures,
+                self._instruction_of(draft.item),
+                self.role,
+                draft.video,
+                len(draft.item.video),
+            )
             for draft in drafts
             if draft.item is not None
         ]

@@ -26,6 +26,7 @@ def fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
         "tokenizer": backbone.vocabulary_hash,
         "template": [spec.form("document", said), spec.image_slot, said],
         "pixels": [spec.min_image_tokens, spec.max_image_tokens, spec.two_steps, spec.resampler],
+        "video": [spec.video_slot, spec.max_video_tokens],
         "positions": spec.positions,
         "pooling": spec.pooling,
         "max_length": spec.max_length,
