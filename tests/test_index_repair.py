@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import sqlite3
@@ -16,7 +17,8 @@ import pytest
 
 from umr_plugins.errors import StorageError, UMRError
 from umr_plugins.index import store as store_module
-from umr_plugins.index.chroma import Projection, ProjectionError, probe
+from umr_plugins.index.catch_up import probe
+from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.index import Index
 from umr_plugins.index.ledger import Ledger
 from umr_plugins.testing import FakeEncoder
@@ -200,11 +202,13 @@ def test_the_probe_reads_a_good_folder_and_survives_a_bad_one(persisted: Path, t
     shutil.copytree(persisted, tmp_path / "db")
     with Index(tmp_path / "db", FakeEncoder()) as index:
         name = projection_of(index).name
-    assert probe(chroma_folder(tmp_path / "db"), name) is None
-    assert "exit status" in (probe(chroma_folder(tmp_path / "db"), "nobody") or "")
+    ledger = Ledger(tmp_path / "db" / "umr.ledger.sqlite3")
+    assert probe(ledger, chroma_folder(tmp_path / "db"), name) is None
+    assert "exit status" in (probe(ledger, chroma_folder(tmp_path / "db"), "nobody") or "")
     [pickle] = chroma_folder(tmp_path / "db").glob("*/index_metadata.pickle")
     pickle.write_bytes(b"")  # what a kill during Chroma's own persisting leaves
-    assert probe(chroma_folder(tmp_path / "db"), name) is not None
+    assert probe(ledger, chroma_folder(tmp_path / "db"), name) is not None
+    ledger.close()
     with Index(tmp_path / "db", FakeEncoder()) as index:
         assert is_whole(index, 1300)
 
@@ -254,6 +258,40 @@ def test_many_threads_meet_a_wedged_projection(folder: Path) -> None:
             thread.join()
         assert sorted(found) == [str(row) for row in range(8)]
         assert len(index.info()["mended"]) == 1
+
+
+def test_a_crash_inside_chroma_while_catching_up_costs_the_owner_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that is first to write dies; the owner makes the projection anew."""
+    with sqlite3.connect(folder / "umr.ledger.sqlite3") as database:
+        database.execute("DELETE FROM meta WHERE key = 'closed'")
+        database.execute("UPDATE items SET state = 0 WHERE seq > 150")
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "from umr_plugins.index.chroma import Projection\n"
+        "Projection.upsert = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    paths = [str(tmp_path / "hook"), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with Index(folder, FakeEncoder()) as index:
+        [reason] = index.info()["mended"]
+        assert "exit status -11" in reason
+        assert is_whole(index)
+
+
+def test_what_a_kill_left_is_caught_up_by_the_child(folder: Path) -> None:
+    with sqlite3.connect(folder / "umr.ledger.sqlite3") as database:
+        database.execute("DELETE FROM meta WHERE key = 'closed'")
+        database.execute("UPDATE items SET state = 0 WHERE seq > 150")
+    ledger = Ledger(folder / "umr.ledger.sqlite3")
+    assert probe(ledger, chroma_folder(folder), ledger.meta("projection") or "") is None
+    assert ledger.behind() == (0, 0)
+    ledger.close()
+    with Index(folder, FakeEncoder()) as index:
+        assert index.info()["mended"] == []
+        assert is_whole(index)
 
 
 def fails_to_write(*_: Any, **__: Any) -> None:

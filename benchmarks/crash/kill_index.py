@@ -253,6 +253,8 @@ def kill_store(store: str, args: argparse.Namespace, work: Path, chance: random.
             if late > args.kills + 20:
                 raise SystemExit(f"too many trials ended before the kill; the last said:\n{killed.output}")
             continue
+        if args.keep is not None:
+            shutil.copytree(db, work / "before")
         looked = run([*command("check", db), "--acknowledged", str(killed.committed)])
         found: dict[str, Any] = json.loads(looked.output.splitlines()[-1]) if looked.status == 0 else {}
         faults = [found.get(key) for key in ("lost_count", "wrong_count", "twice", "problems")]
@@ -266,6 +268,11 @@ def kill_store(store: str, args: argparse.Namespace, work: Path, chance: random.
         detail = "good" if good else f"BAD {why}"[:150]
         say(f"  {store}: {len(outcomes):3}/{args.kills}  killed after {killed.committed:6} items: {detail}")
         shutil.rmtree(db)
+        if args.keep is not None:
+            if good:
+                shutil.rmtree(work / "before")
+            else:
+                shutil.move(work / "before", args.keep / db.name)
     return {
         "items": calm.committed,
         "window_seconds": round(window, 2),
@@ -332,6 +339,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=250, help="vectors per write with --bare (250)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, help="keep the folder of a bad --bare trial here, as the kill left it"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     return parser.parse_args()
 

@@ -2,15 +2,13 @@
 
 The only file that imports chromadb. Collections never get an embedding function, so nothing that is stored
 can make the client build one. Never opens `chroma.sqlite3` itself: a second SQLite library in the process
-would drop Chroma's locks. Run as a module it probes a folder, in a process that a damaged file may crash.
+would drop Chroma's locks.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +29,6 @@ Chroma's default of 100 misses more."""
 
 _CONFIGURATION = {"hnsw": {"space": "cosine", "ef_search": EF_SEARCH}}
 _PAGE = 500
-_PROBE_SECONDS = 600
 _SERVER_SECONDS = 120
 
 
@@ -231,34 +228,3 @@ def check_url(url: str) -> str:
     if not usable or parts.path.strip("/") or parts.query:
         raise InputError(f"the URL of a Chroma server looks like http://localhost:8000, got {url!r}")
     return url
-
-
-def probe(folder: Path, name: str) -> str | None:
-    """Read everything of a collection in a child process, since a damaged file can crash it.
-
-    Returns:
-        What is wrong, or None.
-    """
-    command = [sys.executable, "-m", "umr_plugins.index.chroma", str(folder), name]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{type(error).__name__}"
-    if done.returncode == 0:
-        return None
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return f"exit status {done.returncode}" + (f", {lines[-1]}" if lines else "")
-
-
-def _main(folder: str, name: str) -> None:
-    projection = Projection(Path(folder), name)
-    seqs = [int(each) for each in projection.names()]
-    rows = list(projection.read(seqs))
-    if rows:
-        projection.query(rows[0][1], 10, None)
-    projection.count()
-    projection.close()
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -17,11 +17,12 @@ from typing import Any
 from umr_plugins import __version__
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.index.ahead import ahead
+from umr_plugins.index.catch_up import PROJECT_AT
 from umr_plugins.index.encode import Known, document_vectors
 from umr_plugins.index.ledger import PENDING, STAGED
 from umr_plugins.index.rows import Row, content_hash, file_item_id, file_pictures
 from umr_plugins.index.sources import COMPLETE, PARTIAL, REFUSED, Refused, Source, Sources, Version
-from umr_plugins.index.store import PROJECT_AT, Store
+from umr_plugins.index.store import Store
 from umr_plugins.media.files import FilePart, file_parts, kind_of
 from umr_plugins.media.folder import FoundFile, read_file, walk
 from umr_plugins.types import Encoder, Item, PagesMode

@@ -15,6 +15,7 @@ import numpy as np
 from umr_plugins.errors import BatchError, InputError, StorageError
 from umr_plugins.index.adding import AddCall
 from umr_plugins.index.arguments import check_k, folder_and_url, loaded, no_string
+from umr_plugins.index.catch_up import PROJECT_AT
 from umr_plugins.index.codes import CodesOption
 from umr_plugins.index.encode import query_vector
 from umr_plugins.index.folder_sync import FolderReport, FolderSync
@@ -24,7 +25,7 @@ from umr_plugins.index.nearest import Search
 from umr_plugins.index.owners import close_store, open_store
 from umr_plugins.index.rows import check_id, item_of
 from umr_plugins.index.sources import Refused, Sources
-from umr_plugins.index.store import PROJECT_AT, ledger_file
+from umr_plugins.index.store import ledger_file
 from umr_plugins.index.verify import VerifyReport, verify
 from umr_plugins.index.where import Where, check_where
 from umr_plugins.types import Encoder, FloatArray, Hit, ItemLike, OnError, PagesMode, as_item, check_on_error

@@ -17,8 +17,9 @@ import numpy as np
 
 from umr_plugins.errors import StorageError
 from umr_plugins.index import quantize
+from umr_plugins.index.catch_up import blocks, projected
 from umr_plugins.index.chroma import Projection, ProjectionError
-from umr_plugins.index.store import RETRY_SECONDS, Store, blocks, projected
+from umr_plugins.index.store import RETRY_SECONDS, Store
 from umr_plugins.index.where import matches, superset
 from umr_plugins.types import FloatArray
 

@@ -14,29 +14,16 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from umr_plugins.errors import IndexLockedError, StorageError
-from umr_plugins.index.chroma import Projection, ProjectionError, probe
+from umr_plugins.index.catch_up import PROJECT_AT, SAMPLE, blocks, catch_up, compare, probe, write
+from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.codes import Codes
-from umr_plugins.index.ledger import Ledger, Stored, text_path
-from umr_plugins.index.rows import projected_metadata
-from umr_plugins.types import FloatArray
+from umr_plugins.index.ledger import Ledger
 
 log = logging.getLogger(__name__)
-
-PROJECT_AT = 256
-"""Items per write to Chroma; what is committed but not yet there is found by a scan."""
-
-CHECK_ALL = 20_000
-"""After an unclean end, up to so many vectors are all compared when the index is opened, else a sample."""
-
-TOLERANCE = 1e-4
-"""Largest difference of a component between the ledger's vector and Chroma's, which normalises again."""
 
 RETRY_SECONDS = 30.0
 """How long a failed attempt to make the projection anew is not repeated by searches."""
@@ -74,7 +61,7 @@ class Store:
     # --- opening and closing ----------------------------------------------------------------------------
 
     def _open_projection(self) -> None:
-        name, unclean = self.ledger.meta("projection"), False
+        name = self.ledger.meta("projection")
         if self.folder is not None and self.url is None:
             self._sweep(name)
         if name is None:
@@ -84,14 +71,13 @@ class Store:
             unclean = self.ledger.meta("closed") != self._stamp(name)
             with contextlib.suppress(StorageError):  # a full disk must not keep anyone from searching
                 self.ledger.set_meta("closed", None)
-            wrong = probe(self._place(name), name) if unclean else None
-            if wrong is not None:
-                self._mend_or_scan(f"Chroma's files can't be read ({wrong})")
+            if unclean and (wrong := probe(self.ledger, self._place(name), name)) is not None:
+                self._mend_or_scan(f"Chroma's files can't be used ({wrong})")
                 return
         try:
             self._projection = self._opened(name)
-            self._catch_up(self._projection)
-            wrong = self._compare(self._projection, everything=unclean)
+            catch_up(self.ledger, self._projection)
+            wrong = compare(self.ledger, self._projection, SAMPLE)  # a child has compared more, if need be
         except ProjectionError as error:
             if self.url is not None and self._projection is None:
                 raise StorageError(
@@ -198,7 +184,7 @@ class Store:
                 return
             self.codes.fill()
             try:
-                self._catch_up(self._usable())
+                catch_up(self.ledger, self._usable())
             except ProjectionError as error:
                 log.warning("%s; making the projection anew from the ledger", error)
                 self.repairs.append(str(error))
@@ -219,21 +205,6 @@ class Store:
             raise ProjectionError("Chroma is not open")
         return self._projection
 
-    def _catch_up(self, projection: Projection) -> None:
-        while gone := self.ledger.tombstones(2000):
-            projection.delete(gone)
-            self.ledger.clear_tombstones(gone)
-        while seqs := self.ledger.pending(PROJECT_AT):
-            self._write(projection, seqs)
-            self.ledger.mark_projected(seqs)
-
-    def _write(self, projection: Projection, seqs: Sequence[int]) -> None:
-        rows, vectors = self.ledger.stored(seqs), self.ledger.vectors(seqs)
-        present = [seq for seq in seqs if seq in rows and seq in vectors]
-        if present:
-            matrix = np.stack([vectors[seq] for seq in present])
-            projection.upsert(present, matrix, [projected(rows[seq]) for seq in present])
-
     def _next_name(self) -> str:
         # Never used before, since Chroma caches its systems by path for the life of the process.
         return f"{self.collection}-{(self.ledger.meta('uid') or '')[:8]}-{uuid.uuid4().hex[:8]}"
@@ -253,7 +224,7 @@ class Store:
                     shutil.rmtree(place, ignore_errors=True)
                 fresh = Projection(place, name, create=True)
                 for seqs in blocks(self.ledger.seqs(), PROJECT_AT):
-                    self._write(fresh, seqs)
+                    write(self.ledger, fresh, seqs)
                 with self.ledger.transaction():
                     self.ledger.set_meta("projection", name)
                     self.ledger.mark_all_projected()
@@ -286,44 +257,7 @@ class Store:
         self.codes.refill()
         self._replace_projection()
 
-    def _compare(self, projection: Projection, *, everything: bool) -> str | None:
-        """What differs between ledger and projection: the count, and all vectors or a sample."""
-        seqs = self.ledger.seqs()
-        if (count := projection.count()) != len(seqs):
-            return f"Chroma has {count} items, the ledger {len(seqs)}"
-        sample = CHECK_ALL if everything else 32
-        if len(seqs) > sample:
-            chosen = np.random.default_rng().choice(len(seqs), sample - 1, replace=False)
-            seqs = sorted({*(seqs[at] for at in chosen), seqs[-1]})  # the last ones are the likeliest victims
-        for block in blocks(seqs, 2000):
-            vectors = self.ledger.vectors(block)
-            found = {seq: vector for seq, vector, _ in projection.read(block)}
-            if len(found) != len(block):
-                return f"Chroma lacks {len(block) - len(found)} vectors"
-            if any(not same_vector(vectors[seq], found[seq]) for seq in block):
-                return "Chroma has wrong vectors"
-        if seqs:
-            projection.query(self.ledger.vectors([seqs[0]])[seqs[0]], 1, None)
-        return None
-
 
 def ledger_file(folder: Path, collection: str) -> Path:
     """Where the ledger of a collection is."""
     return folder / f"{collection}.ledger.sqlite3"
-
-
-def projected(row: Stored) -> dict[str, Any]:
-    """The metadata of a row as Chroma gets it."""
-    path = None if row.source is None else text_path(row.source)
-    return projected_metadata(row.metadata, row.modality, path, row.page)
-
-
-def same_vector(ours: FloatArray, theirs: FloatArray) -> bool:
-    """Whether Chroma's vector is the ledger's, up to its own normalising."""
-    return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= TOLERANCE)
-
-
-def blocks(values: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Lists of at most `size` values, in order."""
-    for start in range(0, len(values), size):
-        yield list(values[start : start + size])

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from umr_plugins.index.catch_up import blocks, projected, same_vector
 from umr_plugins.index.chroma import Projection, ProjectionError
 from umr_plugins.index.ledger import Ledger
-from umr_plugins.index.store import Store, blocks, projected, same_vector
+from umr_plugins.index.store import Store
 
 _BLOCK = 500
 _SHOWN = 20
