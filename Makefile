@@ -43,7 +43,7 @@ memory: $(STAMP) ## Measure the peak memory of loading a checkpoint against the 
 codes: $(STAMP) ## Measure what int8 and binary codes lose and save (fetches one npm package)
 	$(BIN)/python benchmarks/codes/loss.py --out benchmarks/results/codes.json $(ARGS)
 
-verify-checkpoints: $(STAMP) ## Compare real GME-2B weights with its published values (needs the hub, 9 GB)
+verify-checkpoints: $(STAMP) ## Compare real GME-2B and MM-Embed weights with published values (needs the hub, 25 GB)
 	$(BIN)/python benchmarks/verify_checkpoints.py $(ARGS)
 
 clean: ## Remove everything that make created

