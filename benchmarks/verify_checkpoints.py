@@ -2,10 +2,10 @@
 
 python benchmarks/verify_checkpoints.py [--only gme|mm-embed] [--folder FOLDER] [--pictures DIR] [--device D]
 
-Downloads the weights (GME-2B 9 GB, MM-Embed 16 GB) unless they are in the hub's local cache, the pictures of
-the model cards unless `--pictures` holds them, and MM-Embed's card, which has its texts. The published values are
-from half precision; template, positions, pixel rule, pooling and its mask all have to be right to come within
-the tolerance. Exit code 1 if one does not.
+Downloads the weights (GME-2B 9 GB, MM-Embed 16 GB) unless they are in the hub's local cache, the pictures
+of the model cards unless `--pictures` holds them, and MM-Embed's card, which has its texts. The published
+values are from half precision; template, positions, pixel rule, pooling and its mask all have to be right
+to come within the tolerance. Exit code 1 if one does not.
 """
 
 from __future__ import annotations

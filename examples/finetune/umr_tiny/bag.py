@@ -1,69 +1,167 @@
 """Starting weights that already are a search engine: a bag of words, weighted by how rare they are.
 
-Rare words tell texts apart. A small language model need not learn that from noise, its weights can say so at the
-start: every token has a random direction, and the last layer's attention sums the directions in proportion to
-inverse document frequency. Training then bends this towards meaning and pictures.
+Rare words tell texts apart, and words that occur together mean like things. A small language model need
+not learn that from noise, its weights can say so at the start. Every token has a direction, first from
+the singular vectors of what occurs in which text (latent semantic analysis), then bent so that queries
+find their passages; the last layer's attention sums the directions in proportion to a weight, first the
+inverse document frequency. Training of the whole model then adds pictures.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen2VLModel
 
 TOKEN_SIZE, END_SIZE = 0.5, 0.01
-RARITY_SPREAD, RARITY_CENTRE = 0.15, 1.5
-QUIET, LAST_QUIET = 0.05, 0.01
+WEIGHT_SPREAD, WEIGHT_CENTRE, WEIGHT_FLOOR = 0.15, 1.5, 0.3
+QUIET = 0.05
+BAG_WIDTH = 128
+"""Dimensions of the model that hold the bag, its weights' one included; whole heads."""
+# A random part keeps words apart that the leading singular vectors would merge.
+RANDOM_PART, SINGULAR_POWER = 0.5, 0.25
+PAIRS, RATE, TEMPERATURE = 1024, 0.004, 0.05
 
 
-def rarity(tokenizer: Tokenizer, texts: Iterable[str]) -> torch.Tensor:
-    """Inverse document frequency of every token, ``[V]``: natural logarithm, 0.3 at least or if unseen."""
-    texts = list(texts)
-    seen: Counter[int] = Counter()
-    for encoding in tokenizer.encode_batch(texts):
-        seen.update(set(encoding.ids))
-    values = [
-        math.log((len(texts) + 1) / (seen[token] + 1)) if seen[token] else 0.0
-        for token in range(tokenizer.get_vocab_size())
-    ]
-    return torch.tensor(values).clamp(min=0.3)
+class Bag(NamedTuple):
+    """Unit directions of the tokens ``[V, D]`` and their weights ``[V]``, above 0."""
+
+    directions: torch.Tensor
+    weights: torch.Tensor
+
+
+def rarity(tokenizer: Tokenizer, *collections: Sequence[str]) -> torch.Tensor:
+    """Inverse document frequency of every token, ``[V]``: natural logarithm, at least ``WEIGHT_FLOOR``.
+
+    A token is as common as in the collection where it is commonest: dictionaries hardly say "how" or "my".
+    One that is in none gets the floor.
+    """
+    values = torch.full((tokenizer.get_vocab_size(),), math.inf)
+    for texts in collections:
+        seen = torch.zeros(len(values))
+        for encoding in tokenizer.encode_batch(texts):
+            seen[list(set(encoding.ids))] += 1
+        values = values.minimum(torch.where(seen > 0, ((len(texts) + 1) / (seen + 1)).log(), math.inf))
+    return values.where(values.isfinite(), 0.0).clamp(min=WEIGHT_FLOOR)
+
+
+def singular_directions(
+    tokenizer: Tokenizer, texts: Sequence[str], idf: torch.Tensor, width: int
+) -> torch.Tensor:
+    """Unit directions ``[V, width]``: right singular vectors of the text-token matrix.
+
+    Its columns are scaled to one length, so that rare words count as much as common ones.
+    """
+    places, values = [], []
+    for number, encoding in enumerate(tokenizer.encode_batch(texts)):
+        ids, counts = torch.tensor(encoding.ids, dtype=torch.long).unique(return_counts=True)
+        row = (1 + counts.log()) * idf[ids]
+        places.append(torch.stack([torch.full_like(ids, number), ids]))
+        values.append(row / row.norm().clamp(min=1e-9))
+    place, value = torch.cat(places, 1), torch.cat(values)
+    length = torch.zeros(len(idf)).index_add_(0, place[1], value**2).sqrt()
+    value = value / length[place[1]].clamp(min=1e-9)
+    matrix = torch.sparse_coo_tensor(place, value, (len(texts), len(idf)), check_invariants=True)
+    _, sizes, vectors = torch.svd_lowrank(matrix, q=width, niter=6)
+    directions = F.normalize(vectors * sizes**SINGULAR_POWER, dim=1)
+    return F.normalize(directions + RANDOM_PART * F.normalize(torch.randn(directions.shape), dim=1), dim=1)
+
+
+def sums(tokenizer: Tokenizer, texts: Sequence[str], bag: Bag) -> torch.Tensor:
+    """Unit vectors of texts, ``[N, D]``: the weighted sums of their tokens' directions."""
+    rows = [torch.tensor(encoding.ids, dtype=torch.long) for encoding in tokenizer.encode_batch(texts)]
+    ids, starts = torch.cat(rows), torch.tensor([0] + [len(row) for row in rows[:-1]]).cumsum(0)
+    total = F.embedding_bag(ids, bag.directions, starts, mode="sum", per_sample_weights=bag.weights[ids])
+    return F.normalize(total, dim=1)
+
+
+def learn_bag(
+    tokenizer: Tokenizer,
+    start: Bag,
+    pairs: Callable[[int, random.Random], list[tuple[str, str]]],
+    steps: int,
+    report: Callable[[int, float, Bag], None],
+) -> Bag:
+    """Bend directions and weights until queries find their passages (in-batch InfoNCE, both ways, Adam)."""
+    rng, order = random.Random(0), torch.arange(PAIRS)
+    directions = nn.Parameter(start.directions.clone())
+    weights = nn.Parameter(start.weights.log())
+    adam = torch.optim.Adam([directions, weights], lr=RATE, betas=(0.9, 0.98))
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        queries, passages = zip(*pairs(PAIRS, rng), strict=True)
+        bag = Bag(F.normalize(directions, dim=1), weights.exp())
+        scores = sums(tokenizer, queries, bag) @ sums(tokenizer, passages, bag).T / TEMPERATURE
+        loss = (F.cross_entropy(scores, order) + F.cross_entropy(scores.T, order)) / 2
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        report(step + 1, loss.item(), Bag(*(part.detach() for part in bag)))
+    with torch.no_grad():
+        return Bag(F.normalize(directions, dim=1), weights.exp())
 
 
 @torch.no_grad()
-def start_as_bag(model: Qwen2VLModel, idf: torch.Tensor, end: int) -> None:
-    """Set the language model's weights so that a text's vector is the idf-weighted sum of its directions.
+def start_as_bag(model: Qwen2VLModel, bag: Bag, end: int) -> None:
+    """Set the language model's weights so that the first half of a text's vector is the bag's.
 
-    The first dimension of a token's embedding holds the logarithm of its idf. In the last layer each head's
-    query is a constant on the slowest rotary pair, where positions turn next to nothing, and its key reads
-    that first dimension, so attention is in proportion to idf. Values and output are a rotation and its
-    inverse. All else starts quiet. Needs as many key-value heads as heads: the sum has no more dimensions.
+    The first dimension of a token's embedding holds the logarithm of its weight, the next ones its direction,
+    the rest a random direction that training may change. In the last layer each head's query is a constant on
+    the slowest rotary pair, where positions turn next to nothing, and its key reads that first dimension, so
+    attention is in proportion to the weight. Values and output are a rotation and its inverse, without the
+    first dimension. All else starts quiet, and writes nothing into the bag's dimensions. Needs as many
+    key-value heads as heads: the sum has no more dimensions.
     """
     language = model.language_model
     table = language.embed_tokens.weight
-    width = table.shape[1]
-    first = (RARITY_SPREAD * (idf.log() - RARITY_CENTRE)).clamp(-0.5, 0.5)
-    directions = nn.functional.normalize(torch.randn(len(table), width - 1), dim=1)
-    unit = torch.cat([first[:, None], directions * (1 - first**2).sqrt()[:, None]], 1)
-    table.copy_(unit * TOKEN_SIZE * math.sqrt(width))
+    first = (WEIGHT_SPREAD * (bag.weights.log() - WEIGHT_CENTRE)).clamp(-0.5, 0.5)
+    unit = torch.cat([first[:, None], bag.directions * (1 - first**2).sqrt()[:, None]], 1)
+    free = F.normalize(torch.randn(len(table), table.shape[1] - BAG_WIDTH), dim=1)
+    sizes = [TOKEN_SIZE * math.sqrt(part.shape[1]) for part in (unit, free)]
+    table.copy_(torch.cat([unit * sizes[0], free * sizes[1]], 1))
     table[end] *= END_SIZE / TOKEN_SIZE
     for layer in language.layers:
-        layer.self_attn.o_proj.weight *= QUIET
-        layer.mlp.down_proj.weight *= LAST_QUIET if layer is language.layers[-1] else QUIET
+        for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            writer.weight *= QUIET
+            writer.weight[:BAG_WIDTH] = 0
     attention = language.layers[-1].self_attn
-    size = attention.head_dim
-    rotation = torch.linalg.qr(torch.randn(width, width))[0]
-    attention.v_proj.weight.copy_(rotation)
-    attention.o_proj.weight.copy_(rotation.T)
+    attention.v_proj.weight.zero_()
+    attention.o_proj.weight.zero_()
+    for part in (slice(None, BAG_WIDTH), slice(BAG_WIDTH, None)):
+        rotation = torch.linalg.qr(torch.randn_like(attention.v_proj.weight[part, part]))[0]
+        attention.v_proj.weight[part, part] = rotation
+        attention.o_proj.weight[part, part] = rotation.T
+    attention.o_proj.weight[0] = 0
     attention.q_proj.weight *= QUIET
     attention.k_proj.weight *= QUIET
-    gain = math.sqrt(math.sqrt(size) / (math.sqrt(width) * RARITY_SPREAD))
-    for head in range(width // size):
+    size = attention.head_dim
+    gain = math.sqrt(math.sqrt(size) / (math.sqrt(BAG_WIDTH) * WEIGHT_SPREAD))
+    for head in range(table.shape[1] // size):
+        rows = slice(head * size, (head + 1) * size)
         slowest = head * size + size // 2 - 1
+        if rows.stop <= BAG_WIDTH:
+            attention.q_proj.weight[rows] = 0
+            attention.k_proj.weight[rows] = 0
         attention.q_proj.bias[slowest] = gain
         attention.k_proj.weight[slowest] = 0
         attention.k_proj.weight[slowest, 0] = gain
+
+
+def held_parts(model: Qwen2VLModel) -> list[tuple[nn.Parameter, Any, torch.Tensor]]:
+    """What must not change for the bag to stay: (parameter, place, value); set back after every step."""
+    language = model.language_model
+    attention, rows = language.layers[-1].self_attn, slice(None, BAG_WIDTH)
+    parts: list[tuple[nn.Parameter, Any]] = [(language.embed_tokens.weight, (slice(None), rows))]
+    parts += [(layer.self_attn.o_proj.weight, rows) for layer in language.layers]
+    parts += [(layer.mlp.down_proj.weight, rows) for layer in language.layers]
+    for reader in (attention.q_proj, attention.k_proj, attention.v_proj):
+        parts += [(reader.weight, rows), (reader.bias, rows)]
+    parts.append((language.layers[-1].input_layernorm.weight, rows))
+    return [(parameter, place, parameter.detach()[place].clone()) for parameter, place in parts]

@@ -10,11 +10,11 @@ import torch
 from concepts import Concept, difference, families
 from model import sequence
 from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_white, prepare
-from texts import Texts, excerpt_query
+from texts import PAGE_WORDS, PASSAGE_WORDS, Texts, excerpt_query
 from tokenizers import Tokenizer
 
 OTHER_GRID_ROWS, FAMILY_SIZE = 14, 4
-PASSAGE_WORDS, PAGE_WORDS, CARD_WORDS = (12, 70), (60, 140), (8, 45)
+CARD_WORDS = (8, 45)
 CHANGES = (
     "{gained}",
     "{gained}",
@@ -43,8 +43,8 @@ class Mix(NamedTuple):
     documents: float
 
 
-# Drawings take long to learn; texts find each other from the first step (bag.py) and must only not forget it.
-MIX = Mix(concepts=96, families=8, cards=14, notes=16, passages=16, pages=6, documents=1.0)
+# Drawings take long to learn; texts find each other from the first step (bag.py).
+MIX = Mix(concepts=96, families=8, cards=14, notes=24, passages=10, pages=6, documents=1.0)
 
 
 @dataclass
@@ -176,12 +176,13 @@ class Sampler:
     ) -> None:
         """Notes, cards (drawing and text), passages and pages, each with what should find it."""
         picked = rng.sample(main, min(len(main), mix.cards + mix.notes))
-        for concept, one, _, text in picked[: mix.notes]:
+        for concept, one, two, text in picked[: mix.notes]:
             note = batch.add(
                 Row(text=self.texts.note(concept, rng), concept=concept.index, family=concept.family)
             )
             batch.both(one, note, mix.documents)
-            batch.both(text, note, mix.documents)
+            batch.both(two, note, mix.documents)
+            batch.both(text, note, 0.5 * mix.documents)
         for concept, one, two, text in picked[mix.notes :]:
             name = {"concept": concept.index, "family": concept.family}
             if rng.random() < 0.45:

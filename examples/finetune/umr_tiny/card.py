@@ -9,10 +9,12 @@ import argparse
 import json
 from pathlib import Path
 
+from bag import BAG_WIDTH, PAIRS
 from batches import FAMILY_SIZE, MIX
 from evaluate import CUTS
 from objective import TEMPERATURE
 from sources import UNSEEN_SETS, VALIDATION_SET
+from train import BAG_SHARE, BAG_STEPS, SHARE_FROM
 
 NAMES = {
     "emojione": "EmojiOne (validation style)",
@@ -64,6 +66,11 @@ def main() -> None:
         mix=f"| {MIX.concepts} | {MIX.families} x {FAMILY_SIZE} | {MIX.notes} | {MIX.cards} | {MIX.passages} "
         f"| {MIX.pages} |",
         temperature=TEMPERATURE,
+        bag_steps=BAG_STEPS,
+        bag_pairs=PAIRS,
+        bag_width=BAG_WIDTH,
+        bag_share=BAG_SHARE,
+        share_from=SHARE_FROM,
         seed=run["seed"],
         rates="; ".join(
             f"{part} {rates['muon']} and {rates['adam']}" for part, rates in run["rates"].items()

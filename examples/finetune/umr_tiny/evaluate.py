@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tomllib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,6 +71,42 @@ def tokens(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
+def own_notes() -> list[dict[str, str]]:
+    """Forty notes on everyday things, each with its emoji and a question that it answers."""
+    return tomllib.loads(Path(__file__).with_name("notes.toml").read_text(encoding="utf-8"))["note"]
+
+
+@torch.no_grad()
+def validate_texts(vectors: Callable[[list[str]], torch.Tensor]) -> dict[str, float]:
+    """Question to note among the forty notes, for anything that turns texts into unit vectors."""
+    notes = own_notes()
+    found = hits(
+        vectors([note["question"] for note in notes]),
+        vectors([note["text"] for note in notes]),
+        torch.arange(len(notes)),
+    )
+    return {f"val_questions_{key}": value for key, value in found.items()}
+
+
+@torch.no_grad()
+def about_notes(fast: FastModel, tokenizer: Tokenizer, drawn: dict[str, int], drawings: torch.Tensor) -> dict:
+    """Question to note and drawing to note, among the notes and 200 drawings.
+
+    ``drawn`` maps an emoji to its row in ``drawings``; notes on an emoji that is not there are left out.
+    """
+    notes = [note for note in own_notes() if note["emoji"] in drawn]
+    rows = [drawn[note["emoji"]] for note in notes]
+    others = [row for row in range(len(drawings)) if row not in rows]
+    texts = embed(fast, tokens(tokenizer, [note["text"] for note in notes]), None)
+    everything = torch.cat([texts, drawings[random.Random(0).sample(others, min(200, len(others)))]])
+    questions = embed(fast, tokens(tokenizer, [note["question"] for note in notes]), None)
+    truth = torch.arange(len(notes))
+    return {
+        "question to note, among notes and drawings": hits(questions, everything, truth),
+        "drawing to note, among notes and drawings": hits(drawings[rows], everything, truth),
+    }
+
+
 @torch.no_grad()
 def validate(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Concept]) -> dict[str, float]:
     """Label to EmojiOne drawing over all of its base concepts; words to notes and pages beside drawings."""
@@ -78,12 +116,16 @@ def validate(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Con
     labels = embed(fast, tokens(tokenizer, [table[concepts[n]].label for n in keep]), None)
     found = hits(labels, drawings, torch.arange(len(keep)))
     mixed = collection(fast, tokenizer, cache, labels, drawings)
+    drawn = {table[concepts[n]].hexcode: row for row, n in enumerate(keep)}
+    mixed |= about_notes(fast, tokenizer, drawn, drawings)
     return {
         "val_hit@1": found["hit@1"],
         "val_hit@5": found["hit@5"],
         "val200_hit@1": few(labels, drawings, 5)["hit@1"],
         "val_notes_hit@5": mixed["key words to note, the same"]["hit@5"],
         "val_pages_hit@5": mixed["key words to page, the same"]["hit@5"],
+        "val_questions_hit@5": mixed["question to note, among notes and drawings"]["hit@5"],
+        "val_drawing_to_note_hit@5": mixed["drawing to note, among notes and drawings"]["hit@5"],
     }
 
 
@@ -116,6 +158,8 @@ def report(fast: FastModel, tokenizer: Tokenizer, cache: Path, table: list[Conce
         "picture to picture, 200 candidates": few(other, drawings[shared]),
     }
     result |= collection(fast, tokenizer, cache, labels, drawings)
+    drawn = {table[concepts[n]].hexcode: row for row, n in enumerate(base)}
+    result |= about_notes(fast, tokenizer, drawn, drawings)
     return result | compositions(fast, tokenizer, table, concepts, every, row_of, noto_patches)
 
 

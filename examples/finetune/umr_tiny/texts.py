@@ -68,6 +68,7 @@ CAPTIONS = (
 )
 TRAIN_PROSE = {"datasets-sotu": r"data/(19[3-9]|20)\d.*\.json", "datasets-moby-dick": r"data/chap.*\.json"}
 UNSEEN_PROSE = {"datasets-sotu": r"data/19[0-2]\d.*\.json"}
+PASSAGE_WORDS, PAGE_WORDS = (12, 70), (60, 140)
 COMMON = STOP | frozenset(
     """
     is are was were be been has have had not no but so than then this these those there their they he
@@ -267,16 +268,31 @@ class Texts:
             for c in self.table
             for _ in range(1 if c.tone else 8)
         ]
-        glosses = [
-            f"{', '.join(e.lemmas)}: {e.gloss}. {'. '.join(e.examples)}"
-            for e in self.wordnet.entries.values()
-        ]
         prose = [" ".join(rng.sample(sentences, min(len(sentences), 60))) for sentences in self.prose]
-        return labels + glosses + prose + [phrase.format("it") for phrase in PHRASES + QUESTIONS + HOW] * 200
+        asked = [phrase.format("it") for phrase in PHRASES + QUESTIONS + HOW] * 200
+        return labels + self.entries() + prose + asked
 
     def entries(self) -> list[str]:
-        """Every WordNet entry as one line; how rare a word is, is counted over these."""
-        return [f"{', '.join(entry.lemmas)}: {entry.gloss}" for entry in self.wordnet.entries.values()]
+        """Every WordNet entry as one line."""
+        return [
+            f"{', '.join(entry.lemmas)}: {entry.gloss}. {'. '.join(entry.examples)}"
+            for entry in self.wordnet.entries.values()
+        ]
+
+    def paragraphs(self) -> list[str]:
+        """The prose, three sentences at a time."""
+        return [
+            " ".join(sentences[start : start + 3])
+            for sentences in self.prose
+            for start in range(0, len(sentences), 3)
+        ]
+
+    def pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """``count`` (query, passage) pairs: a half notes, a quarter pages, a quarter about drawings."""
+        pairs = self.passages(count // 2, PASSAGE_WORDS, rng) + self.passages(count // 4, PAGE_WORDS, rng)
+        for concept in rng.choices(self.table, k=count - len(pairs)):
+            pairs.append((self.about(concept, rng), self.note(concept, rng)))
+        return pairs
 
     def about(self, concept: Concept, rng: random.Random) -> str:
         """What a person would type to find the drawing."""

@@ -12,15 +12,16 @@ import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from bag import rarity, start_as_bag
+from bag import BAG_WIDTH, Bag, held_parts, learn_bag, rarity, singular_directions, start_as_bag, sums
 from batches import MIX, Sampler, Share, Step
 from concepts import load_concepts
-from evaluate import validate
+from evaluate import validate, validate_texts
 from model import END, FastModel, build_model, save_model, train_tokenizer
 from muon import Muon
 from objective import encode, gather, loss_of
@@ -30,8 +31,10 @@ from texts import Texts
 from tokenizers import Tokenizer
 
 CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
-# The picture tower starts from nothing; the language model from a bag of words that high rates would scatter.
 RATES = {"visual": {"muon": 0.04, "adam": 3e-3}, "language": {"muon": 0.003, "adam": 1e-3}}
+BAG_STEPS = 160
+# Learning drawings makes the other dimensions ever larger, until the bag no longer counts.
+BAG_SHARE, SHARE_RATE, SHARE_FROM = 0.3, 0.005, 875
 MUON_DECAY = 0.1
 
 
@@ -69,6 +72,29 @@ def sum_gradients(model: torch.nn.Module) -> None:
         parameter.grad.copy_(part.view_as(parameter))
 
 
+def bag_of_words(texts: Texts, tokenizer: Tokenizer, seed: int) -> Bag:
+    """What the language model starts as."""
+    torch.manual_seed(seed)
+    entries, paragraphs = texts.entries(), texts.paragraphs()
+    idf = rarity(tokenizer, entries, paragraphs)
+    directions = singular_directions(tokenizer, entries + paragraphs, idf, BAG_WIDTH - 1)
+
+    def report(step: int, loss: float, bag: Bag) -> None:
+        if step % 40 == 0:
+            found = validate_texts(partial(sums, tokenizer, bag=bag))
+            print(json.dumps({"bag_step": step, "loss": round(loss, 4)} | found), flush=True)
+
+    return learn_bag(tokenizer, Bag(directions, idf), texts.pairs, BAG_STEPS, report)
+
+
+@torch.no_grad()
+def keep_share(model: torch.nn.Module, vectors: torch.Tensor, texts: list[int]) -> None:
+    """Steer the last norm's weights so that the bag has ``BAG_SHARE`` of the energy of a text's vector."""
+    share = vectors[texts, :BAG_WIDTH].square().sum(1).mean().item()
+    wanted = BAG_SHARE / (1 - BAG_SHARE) * (1 - share) / share
+    model.language_model.norm.weight[:BAG_WIDTH] *= wanted**SHARE_RATE
+
+
 def save(path: Path, value: dict) -> None:
     """Write a checkpoint so that a stop in between leaves the old one whole."""
     temporary = path.with_suffix(".new")
@@ -88,7 +114,8 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
     bank = PictureBank(arguments.cache, TRAIN_SETS, table)
     sampler = Sampler(bank, table, texts, tokenizer, arguments.seed)
     model = build_model(arguments.seed).train()
-    start_as_bag(model, rarity(tokenizer, texts.entries()), END)
+    start_as_bag(model, Bag(**torch.load(arguments.out / "bag.pt", weights_only=True)), END)
+    held = held_parts(model)
     fast = FastModel(model, arguments.compile)
     steppers = optimisers(model, worker, workers)
     full = [[group["lr"] for group in stepper.param_groups] for stepper in steppers]
@@ -113,16 +140,24 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
     for step in range(start, end):
         batch, share = ahead.result()
         ahead = pool.submit(load, step + 1)
-        loss, hits = loss_of(gather(encode(fast, share), share.shares, worker), batch)
+        vectors = gather(encode(fast, share), share.shares, worker)
+        loss, hits = loss_of(vectors, batch)
         loss.backward()
         if workers > 1:
             sum_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        for parameter, place, _ in held:
+            parameter.grad[place] = 0
         for stepper, rates in zip(steppers, full, strict=True):
             for group, base in zip(stepper.param_groups, rates, strict=True):
                 group["lr"] = base * rate(step, arguments.steps)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, place, value in held:
+                parameter[place] = value
+        if step >= SHARE_FROM:
+            keep_share(model, vectors.detach(), [n for n, row in enumerate(batch.rows) if row.picture < 0])
         if not first:
             continue
         total_loss, total_hits, counted = total_loss + loss.item(), total_hits + hits.item(), counted + 1
@@ -174,7 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -189,6 +224,10 @@ def main() -> None:
     words = arguments.cache / "tokenizer.json"
     if not words.exists():
         train_tokenizer(Texts(arguments.cache, load_concepts(arguments.cache)).corpus()).save(str(words))
+    if not (arguments.out / "bag.pt").exists():
+        texts = Texts(arguments.cache, load_concepts(arguments.cache))
+        bag = bag_of_words(texts, Tokenizer.from_file(str(words)), arguments.seed)
+        save(arguments.out / "bag.pt", bag._asdict())
     PictureBank(arguments.cache, TRAIN_SETS, load_concepts(arguments.cache))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:
