@@ -113,8 +113,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=50_000)
-    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/umr-tiny").expanduser())
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
