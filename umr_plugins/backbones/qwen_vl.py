@@ -92,7 +92,7 @@ class QwenVL:
         self._image_slot = slot
         self._video_id = int(self.model.config.video_token_id)
         slots = self.spec.video_slots(1) if self.spec.video_slot is not None else []
-        if any(self.tokenizer.template(slot).count(self._video_id) != 1 for slot in slots):
+        if any(self.tokenizer.template(each).count(self._video_id) != 1 for each in slots):
             raise CheckpointError(
                 f"the video slot {self.spec.video_slot!r} must hold the video token (id {self._video_id}) "
                 "once"
