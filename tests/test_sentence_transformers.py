@@ -118,6 +118,8 @@ def test_refusals_name_the_item(tmp_path: Path) -> None:
     (tmp_path / "full" / "file").touch()
     with pytest.raises(InputError, match="not empty"):
         write("umr-tiny", tmp_path / "full")
+    with pytest.raises(InputError, match="was not written by umr_plugins"):
+        load(tmp_path / "full")
 
 
 @pytest.mark.slow

@@ -168,6 +168,11 @@ class UMRModule(InputModule):
         )
         if folder is None:
             raise InputError(f"there is no folder {model_name_or_path!r}")
+        if not (Path(folder) / _OPTIONS).is_file():
+            raise InputError(
+                f"{model_name_or_path!r} has no {_OPTIONS}: it was not written by umr_plugins; make it with "
+                "umr_plugins.sentence_transformers.write"
+            )
         options = json.loads((Path(folder) / _OPTIONS).read_text(encoding="utf-8"))
         if "adapter" in options:
             options["adapter"] = Path(folder) / options["adapter"]
