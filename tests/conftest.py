@@ -40,6 +40,15 @@ def qwen3_vl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen3_vl_reranker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3-VL-Reranker: an instruct model whose chat template says what it is."""
+    folder = tiny_checkpoints.write_qwen_vl(tmp_path_factory.mktemp("qwen3-vl-reranker"), "qwen3_vl", seed=1)
+    said = "{{- 'Judge whether the Document meets the requirements' }}"
+    (folder / "chat_template.jinja").write_text(said)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mm_embed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random MM-Embed in the released layout."""
     return tiny_checkpoints.write_llava_next(tmp_path_factory.mktemp("mm-embed"))

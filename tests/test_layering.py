@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"encoding"},
     {"backbones", "prompts"},
     {"testing"},
+    {"ranking"},
     {"media"},
     {"types"},
     {"errors"},

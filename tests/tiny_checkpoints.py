@@ -46,10 +46,13 @@ _SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+ANSWERS = ("True", "False", "Yes", "No", "yes", "no")
+
 _CORPUS = [
     "You are a helpful assistant. Find an image that matches the given text.",
     "system user assistant The quick brown fox jumps over the lazy dog near the river bank.",
     "A picture is worth a thousand words, and a page of a report holds many pictures.",
+    *(f"{word}\n{word} {word}" for word in ANSWERS for _ in range(3)),
 ] * 20
 
 
@@ -136,7 +139,8 @@ def llama_tokenizer() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     made.train_from_iterator(
-        [line.replace(" ", "▁") for line in [*_CORPUS, "Instruct: Query: Find a picture that"]],
+        [line.replace(" ", "▁") for line in [*_CORPUS, "Instruct: Query: Find a picture that"]]
+        + [word for word in ANSWERS for _ in range(400)],
         trainers.BpeTrainer(
             vocab_size=500,
             special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],

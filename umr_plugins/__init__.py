@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from umr_plugins.embedder import Embedder as Embedder
     from umr_plugins.index.index import Index as Index
+    from umr_plugins.reranker import Reranker as Reranker
     from umr_plugins.types import Encoded as Encoded
     from umr_plugins.types import Hit as Hit
     from umr_plugins.types import Item as Item
     from umr_plugins.types import PageImage as PageImage
+    from umr_plugins.types import RankedItem as RankedItem
 
 __version__ = "0.1.0"
 
@@ -25,9 +27,21 @@ _LAZY = {
     "Hit": "umr_plugins.types",
     "Item": "umr_plugins.types",
     "PageImage": "umr_plugins.types",
+    "RankedItem": "umr_plugins.types",
+    "Reranker": "umr_plugins.reranker",
 }
 
-__all__ = ["Embedder", "Encoded", "Hit", "Index", "Item", "PageImage", "__version__"]
+__all__ = [
+    "Embedder",
+    "Encoded",
+    "Hit",
+    "Index",
+    "Item",
+    "PageImage",
+    "RankedItem",
+    "Reranker",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 
-from umr_plugins.backbones.registry import Checkpoint, describe, resolve, resolve_adapter
-from umr_plugins.backbones.spec import FAMILIES, Positions
+from umr_plugins.backbones.load import load_backbone
+from umr_plugins.backbones.registry import describe, resolve, resolve_adapter
+from umr_plugins.backbones.spec import Positions
 from umr_plugins.encoding.engine import Engine, join, with_progress
 from umr_plugins.encoding.fingerprint import fingerprint
 from umr_plugins.encoding.options import check_dim, check_spec, choose_device, choose_dtype, positive
@@ -32,9 +32,6 @@ from umr_plugins.types import (
     as_item,
     check_on_error,
 )
-
-if TYPE_CHECKING:
-    from umr_plugins.backbones.base import Backbone
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +97,7 @@ class Embedder:
         check_spec(spec)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, spec, self.device)
-        backbone = _load(dataclasses.replace(checkpoint, spec=spec), self.device, self.dtype)
+        backbone = load_backbone(dataclasses.replace(checkpoint, spec=spec), self.device, self.dtype)
         self.spec = spec
         """What the model is and how its inputs are written."""
         self.checkpoint = checkpoint
@@ -355,21 +352,6 @@ def shared_embedder(model: str | Path = DEFAULT_MODEL, **options: Any) -> Embedd
 
 def _restored(options: dict[str, Any]) -> Embedder:
     return shared_embedder(**options)
-
-
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Backbone:
-    module, name = FAMILIES[checkpoint.spec.family].runner.split(":")
-    family = getattr(importlib.import_module(module), name)
-    backbone: Backbone = family(checkpoint, device, dtype)
-    if checkpoint.adapter is not None:
-        from umr_plugins.backbones.lora import merge_adapter
-
-        merge_adapter(backbone.model, checkpoint.adapter)
-    if "nc" in checkpoint.spec.license.split("-"):
-        _log.warning(
-            "%s is licensed %s: not for commercial use", checkpoint.spec.name, checkpoint.spec.license
-        )
-    return backbone
 
 
 __all__ = ["DEFAULT_MODEL", "Embedder", "shared_embedder"]

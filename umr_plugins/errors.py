@@ -99,24 +99,30 @@ def _rebuild_item_error(
 
 
 class BatchError(UMRError, ValueError):
-    """Some items of a call can't be embedded; lists all of them, in input order.
+    """Some items of a call can't be embedded (or judged); lists all of them, in input order.
 
     Raised after the good items were checked, so that one call shows every problem.
     """
 
     code = "batch"
 
-    def __init__(self, errors: Sequence[ItemError], total: int) -> None:
+    def __init__(
+        self,
+        errors: Sequence[ItemError],
+        total: int,
+        done: str = "embedded",
+        remedy: str = 'Mend them, or pass on_error="skip" to go on without them.',
+    ) -> None:
         self.errors = list(errors)
         self.total = total
-        super().__init__(self.errors, total)
+        self._done, self._remedy = done, remedy
+        super().__init__(self.errors, total, done, remedy)
 
     def __str__(self) -> str:
         shown = "\n".join(f"  {error}" for error in self.errors[:10])
         more = f"\n  and {len(self.errors) - 10} more" if len(self.errors) > 10 else ""
         return (
-            f"{len(self.errors)} of {self.total} items can't be embedded:\n{shown}{more}\n"
-            'Mend them, or pass on_error="skip" to go on without them.'
+            f"{len(self.errors)} of {self.total} items can't be {self._done}:\n{shown}{more}\n{self._remedy}"
         )
 
 

@@ -199,7 +199,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class RankedItem:
-    """One judged candidate of a reranking, see `umr_plugins.reranker`."""
+    """One document of a reranking.
+
+    Args:
+        index: its position in the list that was given.
+        score: what it is ordered by: its first-stage score plus the weight times its relevance, or its
+            relevance alone.
+        relevance: the model's probability that it answers the query, in [0, 1]; None if it was not judged.
+        item: the document.
+        prompt: the exact string that was judged, if asked for.
+        error: why it was not judged; it keeps the rank the first stage gave it.
+    """
 
     index: int
     score: float
@@ -253,10 +263,22 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class PairScorer(Protocol):
-    """Judges how relevant each document is to a query."""
+    """Judges how relevant each document is to a query. `Reranker` is one."""
 
     def score(self, query: ItemLike, documents: Sequence[ItemLike]) -> FloatArray:
-        """Relevance `[n]` in [0, 1], input order."""
+        """Relevance `[n]` in [0, 1], input order; `BatchError` if a document can't be judged."""
+        ...
+
+    def rank(
+        self,
+        query: ItemLike,
+        documents: Sequence[ItemLike],
+        top_n: int | None = None,
+        first_stage: Sequence[float | None] | None = None,
+        weight: float | Literal["pure"] | None = None,
+        explain: bool = False,
+    ) -> list[RankedItem]:
+        """Documents, best first. None is lost: one that can't be judged keeps its first-stage rank."""
         ...
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,6 +34,28 @@ class Picture:
 
     patches: NDArray[np.uint8]
     grid: Grid
+
+    @cached_property
+    def key(self) -> bytes:
+        """Equal for equal pixels in an equal grid, whatever file they came from."""
+        digest = hashlib.sha256(repr((self.grid, self.patches.shape)).encode())
+        digest.update(np.ascontiguousarray(self.patches).data)
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a prompt: words of the template, words of a user, or a picture.
+
+    Args:
+        text: the words.
+        fixed: whether they are the template's, so that added tokens in them are recognised.
+        picture: a picture instead of words.
+    """
+
+    text: str = ""
+    fixed: bool = False
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class Prepared:
         pictures: frames and pictures in the order of their slots.
         truncated: whether text was cut to fit `max_length`.
         pooled_from: first position that takes part in pooling, for families that pool over positions.
+        spans: of prompts, each picture's tokens as (first, one past the last).
     """
 
     ids: NDArray[np.int64]
@@ -72,6 +97,7 @@ class Prepared:
     pictures: tuple[Picture, ...] = field(default=())
     truncated: bool = False
     pooled_from: int = 0
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -84,12 +110,18 @@ class Backbone(Protocol):
 
     spec: ModelSpec
     model: Any
+    device: torch.device
     hidden_size: int
     modalities: frozenset[Modality]
 
     @property
     def vocabulary_hash(self) -> str:
         """Changes with the tokenizer, for the fingerprint."""
+        ...
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """Names of the tokenizer's added tokens."""
         ...
 
     def check(self, item: Item) -> None:
@@ -104,6 +136,10 @@ class Backbone(Protocol):
         """Decode, resize and cut the frames of one video, in pairs. Called from several threads."""
         ...
 
+    def single_tokens(self, word: str, *, blank: bool) -> set[int]:
+        """Ids of the tokens that are a word alone; with `blank` also with a blank before it."""
+        ...
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text alone, without template."""
         ...
@@ -113,6 +149,18 @@ class Backbone(Protocol):
 
         No added token is recognised in user text. An input that can't fit is an `ItemError` in its place.
         """
+        ...
+
+    def prompt(self, pieces: Sequence[Piece]) -> Prepared:
+        """Put a prompt together, of any length; only template pieces can hold added tokens."""
+        ...
+
+    def cut(self, text: str, count: int) -> str:
+        """The text without its last `count` tokens, shorter by a character at least."""
+        ...
+
+    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
+        """Keywords for the language model: embeddings with pictures set in, padded right, and positions."""
         ...
 
     def forward(self, items: list[Prepared]) -> torch.Tensor:

@@ -8,7 +8,9 @@ A picture is the global tile only: 576 patches and one newline vector.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, LlavaNextModel
 
-from umr_plugins.backbones.base import Input, Picture, Prepared
+from umr_plugins.backbones.base import Input, Picture, Piece, Prepared
+from umr_plugins.backbones.features import Features, kept_or_made, weights_key
 from umr_plugins.backbones.latent_attention import LatentAttention, tensor_names
 from umr_plugins.backbones.pixels import CLIP_MEAN, CLIP_STD, resize
 from umr_plugins.backbones.registry import Checkpoint, headers
@@ -75,12 +78,19 @@ class LlavaNext:
                 f"max_image_tokens can't be {limits[0]} and {limits[1]}"
             )
         self._image_id = int(config.image_token_index)
-        self.tokenizer = SlotTokenizer(checkpoint.folder, "<image>")
+        forms = (self.spec.template, self.spec.bare_template or "", self.spec.document_template or "")
+        names = dict.fromkeys(re.findall(r"<\|?\w+\|?>|</s>", "".join(forms)))
+        self.tokenizer = SlotTokenizer(checkpoint.folder, "<image>", tuple(names))
 
     @property
     def vocabulary_hash(self) -> str:
         """SHA-256 of the tokenizer."""
         return self.tokenizer.sha256
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """Names of the tokenizer's added tokens."""
+        return frozenset(self.tokenizer.added)
 
     def check(self, item: Item) -> None:
         """Refuse what the family was not trained on: several pictures, video."""
@@ -167,30 +177,65 @@ class LlavaNext:
         head, tail = self.tokenizer.ends(form)
         return len(head) + len(ids) + len(tail)
 
-    @torch.inference_mode()
-    def forward(self, items: list[Prepared]) -> torch.Tensor:
-        """Pooled states `[n, hidden]`, float32."""
+    def prompt(self, pieces: Sequence[Piece]) -> Prepared:
+        """Put a prompt together, of any length; words and pictures between added tokens are one string."""
+        slot = self.spec.image_slot.replace("<image>", self.tokenizer.slot)
+        string, pictures = "", []
+        for piece in pieces:
+            if piece.picture is not None:
+                string += slot
+                pictures.append(piece.picture)
+            else:
+                string += self.tokenizer.fixed(piece.text) if piece.fixed else piece.text
+        (ids,) = self.tokenizer.slotted([string])
+        expanded: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for token in ids:
+            if token == self.tokenizer.slot_id:
+                spans.append((len(expanded), len(expanded) + self._visual))
+                expanded += [self._image_id] * self._visual
+            else:
+                expanded.append(token)
+        positions = np.tile(np.arange(len(expanded)), (3, 1))
+        return Prepared(np.array(expanded, np.int64), positions, tuple(pictures), spans=tuple(spans))
+
+    def single_tokens(self, word: str, *, blank: bool) -> set[int]:
+        """Ids of the tokens that are a word alone; with `blank` also with a blank before it."""
+        return self.tokenizer.single(word, blank=blank)
+
+    def cut(self, text: str, count: int) -> str:
+        """The text without its last `count` tokens, shorter by a character at least."""
+        return self.tokenizer.without_last(text, count)
+
+    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
+        """Keywords for the language model: embeddings `[n, longest, hidden]`, positions `[n, longest]`."""
         longest = max(item.length for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.long)
-        mask = torch.zeros(len(items), longest, dtype=torch.bool)
-        pooled = torch.zeros(len(items), longest, dtype=torch.bool)
+        places = torch.zeros(len(items), longest, dtype=torch.long)
         for row, item in enumerate(items):
             ids[row, : item.length] = torch.from_numpy(item.ids)
-            mask[row, : item.length] = True
-            pooled[row, item.pooled_from : item.length] = True
-        slots = (ids == self._image_id) & mask
+            places[row] = int(item.positions[0, 0]) + torch.arange(longest)
+        slots = ids == self._image_id
         # Picture and padding tokens lie beyond the embedding table of NV-Embed's language model.
         embeds = self.model.get_input_embeddings()(ids.masked_fill(slots, 0).to(self.device))
         pictures = [picture for item in items for picture in item.pictures]
         if pictures:
-            features = self._features(pictures)
+            parts = kept_or_made(pictures, self._vision, lambda: self.vision_key)
+            features = torch.cat([part.tokens for part in parts])
             embeds = embeds.masked_scatter(slots[..., None].to(self.device), features.to(embeds.dtype))
-        places = torch.arange(longest, device=self.device).expand(len(items), -1)
+        return {"inputs_embeds": embeds, "position_ids": places.to(self.device)}
+
+    @torch.inference_mode()
+    def forward(self, items: list[Prepared]) -> torch.Tensor:
+        """Pooled states `[n, hidden]`, float32."""
+        inputs = self.inputs(items)
+        mask = torch.zeros(inputs["inputs_embeds"].shape[:2], dtype=torch.bool)
+        pooled = torch.zeros_like(mask)
+        for row, item in enumerate(items):
+            mask[row, : item.length] = True
+            pooled[row, item.pooled_from : item.length] = True
         hidden: torch.Tensor = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask.to(self.device),
-            position_ids=places,
-            use_cache=False,
+            **inputs, attention_mask=mask.to(self.device), use_cache=False
         ).last_hidden_state
         if self._pooler is not None:
             vectors: torch.Tensor = self._pooler(hidden, pooled.to(self.device))
@@ -198,8 +243,16 @@ class LlavaNext:
         last = torch.tensor([item.length - 1 for item in items], device=self.device)
         return hidden[torch.arange(len(items), device=self.device), last].float()
 
-    def _features(self, pictures: list[Picture]) -> torch.Tensor:
-        """Visual tokens `[577 * pictures, hidden]`: projected patches and newline vector of each picture."""
+    @cached_property
+    def vision_key(self) -> bytes:
+        """Equal where pictures have equal features: of the weights that make them, their type and device."""
+        model = self.model
+        tensors = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
+        name = f"llava_next {model.config.vision_feature_layer}"
+        return weights_key(name, [*tensors, model.image_newline])
+
+    def _vision(self, pictures: list[Picture]) -> list[Features]:
+        """Of each picture its projected patches and the newline vector: `[577, hidden]`."""
         config, tower = self.model.config, self.model.vision_tower
         pixels = torch.from_numpy(np.stack([picture.patches for picture in pictures])).to(self.device)
         mean, std = (torch.tensor(part, device=self.device) for part in (CLIP_MEAN, CLIP_STD))
@@ -207,8 +260,7 @@ class LlavaNext:
         states = tower(pixels, output_hidden_states=True).hidden_states[config.vision_feature_layer]
         patches = self.model.multi_modal_projector(states[:, 1:])
         newline = self.model.image_newline.expand(len(pictures), 1, -1).to(patches.dtype)
-        features: torch.Tensor = torch.cat([patches, newline], 1).flatten(0, 1)
-        return features
+        return [Features(tokens) for tokens in torch.cat([patches, newline], 1)]
 
 
 def _config(folder: Path, *, bidirectional: bool) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from umr_plugins.backbones.base import Input, Picture, Prepared
+from umr_plugins.backbones.base import Input, Picture, Piece, Prepared
+from umr_plugins.backbones.features import Features, kept_or_made, weights_key
 from umr_plugins.backbones.pixels import (
     CLIP_MEAN,
     CLIP_STD,
@@ -110,6 +112,11 @@ class QwenVL:
     def vocabulary_hash(self) -> str:
         """SHA-256 of the tokenizer."""
         return self.tokenizer.sha256
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """Names of the tokenizer's added tokens."""
+        return frozenset(self.tokenizer.added)
 
     def check(self, item: Item) -> None:
         """Refuse what the checkpoint was not trained on: too many pictures or frames, video."""
@@ -222,12 +229,46 @@ class QwenVL:
         )
         return Prepared(np.array(ids, np.int64), positions, pictures, truncated=len(kept) < len(text))
 
-    @torch.inference_mode()
-    def forward(self, items: list[Prepared]) -> torch.Tensor:
-        """Pooled hidden states `[n, hidden]`, float32.
+    def prompt(self, pieces: Sequence[Piece]) -> Prepared:
+        """Put a prompt together, of any length; words between added tokens are tokenised as one string."""
+        ids: list[int] = []
+        runs: list[int | tuple[int, int]] = []
+        spans: list[tuple[int, int]] = []
+        pictures: list[Picture] = []
+        words: list[tuple[str, bool]] = []
+        before, after = self.spec.image_slot.split("<|image_pad|>")
+        for piece in pieces:
+            if piece.picture is None:
+                words.append((piece.text, piece.fixed))
+                continue
+            text = self.tokenizer.prompt([*words, (before, True)])
+            rows, columns = (side // self._merge for side in piece.picture.grid)
+            ids += text
+            spans.append((len(ids), len(ids) + rows * columns))
+            ids += [self._image_id] * (rows * columns)
+            runs += [len(text), (rows, columns)]
+            pictures.append(piece.picture)
+            words = [(after, True)]
+        text = self.tokenizer.prompt(words)
+        positions = (
+            mrope_positions([*runs, len(text)])
+            if self.spec.positions == "mrope"
+            else np.tile(np.arange(len(ids) + len(text)), (3, 1))
+        )
+        return Prepared(np.array([*ids, *text], np.int64), positions, tuple(pictures), spans=tuple(spans))
 
-        Right padding under causal attention: no real token ever sees a padded one, so a vector does not
-        depend on its neighbours and no mask is needed. The pooled position comes from the true lengths.
+    def single_tokens(self, word: str, *, blank: bool) -> set[int]:
+        """Ids of the tokens that are a word alone; with `blank` also with a blank before it."""
+        return self.tokenizer.single(word, blank=blank)
+
+    def cut(self, text: str, count: int) -> str:
+        """The text without its last `count` tokens, shorter by a character at least."""
+        return self.tokenizer.without_last(text, count)
+
+    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
+        """Keywords for the language model: embeddings `[n, longest, hidden]`, positions `[3, n, longest]`.
+
+        Padded at the right; with Qwen3-VL also the features that its first layers add.
         """
         longest = max(item.length for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.long)
@@ -248,8 +289,17 @@ class QwenVL:
             embeds = embeds.masked_scatter(slots[..., None], features.to(embeds.dtype))
             if layers:
                 deep = {"visual_pos_masks": slots, "deepstack_visual_embeds": layers}
+        return {"inputs_embeds": embeds, "position_ids": positions.to(self.device), **deep}
+
+    @torch.inference_mode()
+    def forward(self, items: list[Prepared]) -> torch.Tensor:
+        """Pooled hidden states `[n, hidden]`, float32.
+
+        Right padding under causal attention: no real token ever sees a padded one, so a vector does not
+        depend on its neighbours and no mask is needed. The pooled position comes from the true lengths.
+        """
         hidden: torch.Tensor = self.model.language_model(
-            inputs_embeds=embeds, position_ids=positions.to(self.device), use_cache=False, **deep
+            **self.inputs(items), use_cache=False
         ).last_hidden_state
         last = torch.tensor([item.length - 1 for item in items], device=self.device)
         return hidden[torch.arange(len(items), device=self.device), last].float()
@@ -260,11 +310,28 @@ class QwenVL:
         Qwen3-VL also has features of earlier vision layers, one tensor for each of the first language layers
         (DeepStack, arXiv 2406.04334); for the others the list is empty.
         """
+        parts = kept_or_made(pictures, self._vision, lambda: self.vision_key)
+        layers = [torch.cat(each) for each in zip(*(part.layers for part in parts), strict=True)]
+        return torch.cat([part.tokens for part in parts]), layers
+
+    @cached_property
+    def vision_key(self) -> bytes:
+        """Equal where pictures have equal features: of the vision weights, their type and device."""
+        visual = self.model.visual
+        # Patches fold the normalisation into weights: equal buffers stand for equal means and deviations.
+        return weights_key(self.spec.family, [*visual.parameters(), *visual.patch_embed.buffers()])
+
+    def _vision(self, pictures: list[Picture]) -> list[Features]:
         width = max(picture.patches.shape[1] for picture in pictures)
         patches = torch.from_numpy(np.concatenate([widened(each.patches, width) for each in pictures]))
         grid = torch.tensor([[1, *picture.grid] for picture in pictures])
         output = self.model.visual(patches.to(self.device), grid_thw=grid.to(self.device))
-        return output.pooler_output, list(getattr(output, "deepstack_features", None) or [])
+        sizes = [picture.grid[0] * picture.grid[1] // self._merge**2 for picture in pictures]
+        layers = [each.split(sizes) for each in getattr(output, "deepstack_features", None) or []]
+        return [
+            Features(tokens, tuple(layer[number] for layer in layers))
+            for number, tokens in enumerate(output.pooler_output.split(sizes))
+        ]
 
 
 def mrope_positions(runs: list[int | tuple[int, int]]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from umr_plugins.backbones.rerankers import KNOWN_RERANKERS, reranker_spec
 from umr_plugins.backbones.spec import (
     BUNDLED,
     FAMILIES,
@@ -24,6 +25,7 @@ from umr_plugins.backbones.spec import (
     KNOWN,
     MM_EMBED,
     QWEN3_VL_EMBEDDING,
+    ModelRole,
     ModelSpec,
 )
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
@@ -45,13 +47,20 @@ class Checkpoint:
     adapter: Path | None = None
 
 
-def resolve(model: str | Path, revision: str | None = None, *, download: bool = True) -> Checkpoint:
+def resolve(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    download: bool = True,
+    role: ModelRole = "embedder",
+) -> Checkpoint:
     """Find a checkpoint's files and what it is. Downloads from the hub when it is neither alias nor folder.
 
     Args:
         model: bundled alias, folder or hub id.
         revision: branch, tag or commit of a hub id.
         download: False looks in the hub's local cache only.
+        role: what it shall do; an instruct checkpoint can be read as either.
 
     Raises:
         ModelNotFoundError: nothing under that name; the message lists what was tried.
@@ -67,15 +76,15 @@ def resolve(model: str | Path, revision: str | None = None, *, download: bool = 
                 f"the bundled model {given!r} is missing from this installation ({folder}); "
                 "reinstall umr-plugins"
             )
-        return _open(given, folder, "bundled", None)
+        return _open(given, folder, "bundled", None, role)
     folder = Path(given).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"revision={revision!r} belongs to a hub id; {given!r} is a folder")
-        return _open(given, folder.resolve(), "folder", None)
+        return _open(given, folder.resolve(), "folder", None, role)
     if not _HUB_ID.fullmatch(given) or folder.is_absolute():
         raise ModelNotFoundError(_not_found(given, "it has not the form of a hub id (owner/name)"))
-    return _open(given, _download(given, revision, download=download), "hub", revision)
+    return _open(given, _download(given, revision, download=download), "hub", revision, role)
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
@@ -118,7 +127,7 @@ def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Pa
 
 
 def _not_found(given: str, hub: str) -> str:
-    near = difflib.get_close_matches(given, [*BUNDLED, *KNOWN], n=1)
+    near = difflib.get_close_matches(given, [*BUNDLED, *KNOWN, *KNOWN_RERANKERS], n=1)
     meant = f" Did you mean {near[0]!r}?" if near and near[0] != given else ""
     return (
         f"no model {given!r}.{meant} Tried: the bundled models {sorted(BUNDLED)} (no such name), a local "
@@ -129,7 +138,11 @@ def _not_found(given: str, hub: str) -> str:
 
 
 def _open(
-    given: str, folder: Path, origin: Literal["bundled", "folder", "hub"], revision: str | None
+    given: str,
+    folder: Path,
+    origin: Literal["bundled", "folder", "hub"],
+    revision: str | None,
+    role: ModelRole,
 ) -> Checkpoint:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -142,8 +155,12 @@ def _open(
     sidecar = folder / "umr.json"
     if sidecar.is_file():
         spec = _from_sidecar(sidecar)
-    elif given in KNOWN:
-        spec = KNOWN[given]
+    elif given in (KNOWN if role == "embedder" else KNOWN_RERANKERS):
+        spec = (KNOWN if role == "embedder" else KNOWN_RERANKERS)[given]
+    elif given in KNOWN or (given in KNOWN_RERANKERS and KNOWN_RERANKERS[given].prompt != "judge"):
+        spec = (KNOWN | KNOWN_RERANKERS)[given]  # made for the other role
+    elif role == "reranker":
+        spec = reranker_spec(folder, config, model_type)
     else:
         spec = _from_config(folder, config, model_type)
     if model_type not in FAMILIES:
@@ -155,6 +172,14 @@ def _open(
         raise CheckpointError(
             f"{folder}: config.json has model_type {model_type!r}, but {said} says family {spec.family!r}"
         )
+    if spec.role != role:
+        other = (
+            "it has no trained language-model head; rerank with an instruct checkpoint such as "
+            "Qwen/Qwen2-VL-2B-Instruct"
+            if role == "reranker"
+            else 'open it with Reranker, or embed with "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"'
+        )
+        raise CheckpointError(f"{given} is made to be used as {spec.role}, not as {role}: {other}")
     _check_weights(folder)
     return Checkpoint(given, folder, spec, config, origin, revision)
 

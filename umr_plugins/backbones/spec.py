@@ -14,6 +14,7 @@ from umr_plugins.types import PagesMode, Role
 
 Positions = Literal["sequential", "mrope"]
 Resampler = Literal["torch", "pillow"]
+ModelRole = Literal["embedder", "reranker"]
 
 GME_TEMPLATE = (
     "<|im_start|>system\n{instruction}<|im_end|>\n"
@@ -29,6 +30,7 @@ class ModelSpec:
     Args:
         name: shown to people.
         family: key of `FAMILIES`, the module that runs it.
+        role: what it is for; rerankers are in `rerankers`.
         template: the exact input string with the slots `{instruction}` (optional) and `{body}`.
         image_slot: what a picture becomes in the body, before the text; its pad token is repeated once per
             visual token.
@@ -54,11 +56,12 @@ class ModelSpec:
         parameters: how many a known checkpoint has, without language-model head; 0: not recorded.
         dim: length of a known checkpoint's vectors; 0: not recorded.
         shortest_trained_dim: least length its vectors were trained to be cut to (MRL); None: not at all.
+        prompt: of rerankers, the name of the prompt they are asked with.
     """
 
     name: str
     family: str = "qwen2_vl"
-    role: Literal["embedder"] = "embedder"
+    role: ModelRole = "embedder"
     template: str = GME_TEMPLATE
     bare_template: str | None = None
     document_template: str | None = None
@@ -83,6 +86,7 @@ class ModelSpec:
     parameters: int = 0
     dim: int = 0
     shortest_trained_dim: int | None = None
+    prompt: str = "judge"
 
     @property
     def takes_instruction(self) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,38 @@ class TextTokenizer:
             end = match.end()
         return ids + self._plain.encode(part[end:], add_special_tokens=False).ids
 
+    def prompt(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """Ids of a prompt of (words, fixed) parts in order; only in fixed ones are added tokens recognised.
+
+        What stands between two added tokens is tokenised as one string, as if the prompt had been typed.
+        """
+        ids: list[int] = []
+        plain = ""
+        for words, fixed in parts:
+            end = 0
+            for match in self._names.finditer(words) if fixed else ():
+                ids += self._encode(plain + words[end : match.start()])
+                ids.append(self.added[match.group()])
+                plain, end = "", match.end()
+            plain += words[end:]
+        return ids + self._encode(plain)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._plain.encode(text, add_special_tokens=False).ids if text else []
+
+    def single(self, word: str, *, blank: bool = True) -> set[int]:
+        """Ids of the tokens that are a word alone; with `blank` also with a blank before it. Maybe none."""
+        found = {ids[0] for ids in self.text([word, " " + word] if blank else [word]) if len(ids) == 1}
+        marks = ("", "▁") if blank else ("",)  # Llama's tokenizers mark blanks
+        pieces = (self._plain.token_to_id(mark + word) for mark in marks)
+        return found | {piece for piece in pieces if piece is not None}
+
+    def without_last(self, text: str, count: int) -> str:
+        """The text without its last `count` tokens, shorter by a character at least."""
+        starts = [start for start, _ in self._plain.encode(text, add_special_tokens=False).offsets]
+        end = starts[-count] if count < len(starts) else 0
+        return text[: min(end, len(text) - 1)]
+
     def id_of(self, name: str) -> int:
         """Id of an added token.
 
@@ -82,33 +115,36 @@ class TextTokenizer:
 class SlotTokenizer(TextTokenizer):
     """For families whose tokenizer joins text with what stands before it: whole strings, one slot recognised.
 
-    The slot is a random string that stands for the picture token, new each time, so no text can spell it.
+    Slots are random strings that stand for added tokens, new each time, so no text can spell them.
 
     Args:
         folder: of the checkpoint.
-        picture: name of the picture token; it must be an added token, as must `<s>` and `</s>`.
+        picture: name of the picture token.
+        names: of the other tokens that a form can hold; all must be added tokens.
     """
 
-    def __init__(self, folder: Path, picture: str) -> None:
+    def __init__(self, folder: Path, picture: str, names: tuple[str, ...] = ("<s>", "</s>")) -> None:
         super().__init__(folder)
-        for name in ("<s>", "</s>", picture):
-            self.id_of(name)
-        self.slot = f"\ufdd0{secrets.token_hex(16)}\ufdd1"
+        self._slots = {name: f"\ufdd0{secrets.token_hex(16)}\ufdd1" for name in (*names, picture)}
+        self.slot = self._slots[picture]
         self._slotted = Tokenizer.from_str(self._plain.to_str())
-        flags = {name: bool(self._flags[picture].get(name)) for name in ("lstrip", "rstrip")}
-        self._slotted.add_special_tokens([AddedToken(self.slot, normalized=False, **flags)])
+        ids = {}
+        for name, slot in self._slots.items():
+            ids[slot] = self.id_of(name)
+            flags = {flag: bool(self._flags[name].get(flag)) for flag in ("lstrip", "rstrip")}
+            self._slotted.add_special_tokens([AddedToken(slot, normalized=False, **flags)])
         self.slot_id = self._slotted.token_to_id(self.slot)
-        """What a slot becomes among the ids of `slotted`."""
+        """What a picture's slot becomes among the ids of `slotted`."""
+        self._real = {self._slotted.token_to_id(slot): id for slot, id in ids.items() if slot != self.slot}
 
     def slotted(self, strings: list[str]) -> list[list[int]]:
         """Ids of whole strings without their ends; `slot_id` where a picture goes."""
-        return [each.ids for each in self._slotted.encode_batch(strings, add_special_tokens=False)]
+        rows = self._slotted.encode_batch(strings, add_special_tokens=False)
+        return [[self._real.get(token, token) for token in row.ids] for row in rows]
 
-    def without_last(self, text: str, count: int) -> str:
-        """The text without its last `count` tokens, shorter by a character at least."""
-        starts = [start for start, _ in self._plain.encode(text, add_special_tokens=False).offsets]
-        end = starts[-count] if count < len(starts) else 0
-        return text[: min(end, len(text) - 1)]
+    def fixed(self, part: str) -> str:
+        """A fixed part of a prompt with a slot for each of its added tokens, for `slotted`."""
+        return self._names.sub(lambda match: self._slots.get(match.group(), match.group()), part)
 
     def bare(self, form: str) -> str:
         """A form without the `<s>` and `</s>` at its ends."""

@@ -73,7 +73,7 @@ class Engine:
             instruction: for queries, see `Embedder.encode_queries`.
         """
         call = _Call(self, role, self._instruction(instruction, role))
-        pool = _pool()
+        pool = media_pool()
         waiting: deque[list[Future[_Draft]]] = deque()
         for window in chunks(enumerate(values), WINDOW):
             waiting.append([pool.submit(call.draft, index, value) for index, value in window])
@@ -280,7 +280,7 @@ def _checked(engine: Engine, hidden: torch.Tensor) -> list[FloatArray | ItemErro
 
 
 @lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
+def media_pool() -> ThreadPoolExecutor:
     """Decoding and resizing release the interpreter lock; one intra-op thread each spares the model."""
     return ThreadPoolExecutor(
         max_workers=min(8, os.cpu_count() or 1),

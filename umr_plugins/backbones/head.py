@@ -1,0 +1,40 @@
+"""The few rows of a language-model head that a judgement needs, read from the file without the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from umr_plugins.backbones.registry import Checkpoint, headers
+from umr_plugins.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from umr_plugins.backbones.base import Backbone
+
+_NAMES = ("lm_head.weight", "language_model.lm_head.weight")
+
+
+def head_rows(checkpoint: Checkpoint, backbone: Backbone, ids: list[int]) -> torch.Tensor:
+    """Rows of the head for some tokens, `[len(ids), hidden]` float32, on the model's device.
+
+    Raises:
+        CheckpointError: the checkpoint has no head, as embedders have none.
+    """
+    for path, names in headers(checkpoint.folder).items():
+        for name in _NAMES:
+            if name in names:
+                with safe_open(path, framework="pt") as file:
+                    stored = file.get_slice(name)
+                    rows = torch.cat([stored[token : token + 1] for token in ids])
+                # As the whole model would have it: in its own type.
+                return rows.to(backbone.model.dtype).float().to(backbone.device)
+    config: dict[str, Any] = checkpoint.config
+    if config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings"):
+        table: torch.Tensor = backbone.model.get_input_embeddings().weight
+        return table[torch.tensor(ids, device=table.device)].float()
+    raise CheckpointError(
+        f"{checkpoint.folder} has no language-model head ({' or '.join(_NAMES)}), so it can't judge; rerank "
+        "with an instruct checkpoint such as Qwen/Qwen2-VL-2B-Instruct"
+    )

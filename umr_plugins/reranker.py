@@ -1,0 +1,330 @@
+"""`Reranker`: a multimodal language model judges which documents answer a query (MM-Embed, section 5.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from umr_plugins.backbones.features import SHARED
+from umr_plugins.backbones.head import head_rows
+from umr_plugins.backbones.load import load_backbone
+from umr_plugins.backbones.registry import describe, resolve, resolve_adapter
+from umr_plugins.encoding.options import check_spec, choose_device, choose_dtype, positive
+from umr_plugins.encoding.scoring import Judge, Judgement
+from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError
+from umr_plugins.prompts.rerank import DOMAINS, Domain, RerankPrompt, choose_prompt
+from umr_plugins.ranking import Weight, check_rank, order
+from umr_plugins.types import FloatArray, Item, ItemLike, Modality, RankedItem, as_item
+
+if TYPE_CHECKING:
+    from umr_plugins.backbones.base import Backbone
+
+_TOKENS = re.compile(r"<\|\w+\|>|</?s>|<image>")
+
+DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+FEATURE_CACHE_BYTES = 256 * 2**20
+"""Room for visual features, about 80 pages of 1,024 tokens with a 2B model in bfloat16."""
+
+
+class Reranker:
+    """A model that judges query and document together, loaded once, usable from any number of threads.
+
+    The model is asked a question about the pair; the relevance is the probability of its positive answer
+    against the negative one, from just those rows of its head in float32. What the prompts of one query have
+    in common, the query's picture above all, is computed once, and visual features are kept for the next
+    query, or taken from an `Embedder` of the same process whose vision weights are equal.
+
+    Args:
+        model: folder or Hugging Face id of an instruct checkpoint (Qwen2-VL, Qwen2.5-VL, Qwen3-VL,
+            LLaVA-NeXT), of Qwen3-VL-Reranker or LamRA-Rank.
+        prompt: `"judge"`, `"qwen3-vl-reranker"`, `"lamra"`, a template of your own with `{query}` before
+            `{document}` (and `{instruction}`, `{question}`, `{answers}`), or a `RerankPrompt`; by default the
+            model's own.
+        answers: the positive and the negative answer; `("Yes", "No")`, or `("A", "B")` for a multiple choice.
+        domain: which questions are asked: `"general"`, `"news"`, `"fashion"`, `"everyday"`.
+        calibrate: subtract the log-odds of a prompt with nothing in it (arXiv 2102.09690), so that questions
+            of different bias can be compared.
+        device: torch device; the GPU when there is one.
+        dtype: `"float32"`, `"bfloat16"` or a torch dtype; bfloat16 where the machine computes in it.
+        min_image_tokens: fewest visual tokens of a picture.
+        max_image_tokens: most visual tokens of a picture.
+        max_images: most pictures in one prompt; with 1, a query's and a document's go onto one canvas.
+        max_length: tokens of a prompt; a longer document is cut at its end, with a warning.
+        max_batch_tokens: budget of one forward pass; lower it when memory is short.
+        feature_cache_bytes: room for visual features in this process; 0 keeps none.
+        revision: branch, tag or commit of a hub id.
+        adapter: folder or hub id of a LoRA adapter as peft saves it, merged into the weights.
+
+    Raises:
+        ModelNotFoundError: no such model; says what was tried.
+        CheckpointError: the checkpoint is incomplete, can't judge, or its chat form can't be written.
+        InputError: an option has a value that is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        prompt: str | RerankPrompt | None = None,
+        answers: tuple[str, str] | None = None,
+        domain: Domain = "general",
+        calibrate: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        min_image_tokens: int | None = None,
+        max_image_tokens: int | None = None,
+        max_images: int | None = None,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+        feature_cache_bytes: int = FEATURE_CACHE_BYTES,
+        revision: str | None = None,
+        adapter: str | Path | None = None,
+    ) -> None:
+        checked = choose_prompt(prompt, answers, "judge")  # before anything is downloaded
+        if domain not in DOMAINS:
+            near = difflib.get_close_matches(str(domain), DOMAINS, n=1)
+            raise InputError(
+                f"domain must be one of {list(DOMAINS)}, got {domain!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if isinstance(feature_cache_bytes, bool) or feature_cache_bytes < 0:
+            raise InputError(f"feature_cache_bytes must be 0 or more, got {feature_cache_bytes!r}")
+        checkpoint = resolve(model, revision, role="reranker")
+        if adapter is not None:
+            checkpoint = dataclasses.replace(checkpoint, adapter=resolve_adapter(adapter))
+        options = {
+            "min_image_tokens": min_image_tokens,
+            "max_image_tokens": max_image_tokens,
+            "max_images": max_images,
+            "max_length": max_length,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        spec = dataclasses.replace(checkpoint.spec, **given)  # type: ignore[arg-type]  # checked just below
+        check_spec(spec)
+        positive("max_images", spec.max_images)
+        self.prompt = checked if prompt is not None else choose_prompt(None, answers, spec.prompt)
+        """What the model is asked."""
+        self.calibrate = calibrate
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, spec, self.device)
+        checkpoint = dataclasses.replace(checkpoint, spec=spec)
+        backbone = load_backbone(checkpoint, self.device, self.dtype)
+        self.spec = spec
+        """What the model is and how it is asked."""
+        self.checkpoint = checkpoint
+        """Where its files are."""
+        check_rendering(backbone, self.prompt)
+        ids = answer_ids(backbone, self.prompt)
+        rows = head_rows(checkpoint, backbone, [*ids[0], *ids[1]])
+        budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
+        SHARED.reserve(feature_cache_bytes)
+        self._judge = Judge(
+            backbone, self.prompt, domain, rows, len(ids[0]), positive("max_batch_tokens", budget)
+        )
+        self._priors: dict[tuple[Modality, Modality, str | None], float] = {}
+
+    @property
+    def model(self) -> str:
+        """The model's name as it was given."""
+        return self.checkpoint.given
+
+    def score(self, query: ItemLike, documents: Sequence[ItemLike]) -> FloatArray:
+        """Relevance of each document to the query: float32 `[n]` in [0, 1], input order.
+
+        Args:
+            query: text, picture or both; its `instruction` says what counts as an answer.
+            documents: any mix of texts, pictures and both.
+
+        Raises:
+            BatchError: names every document that can't be judged; `rank` goes on without them.
+            ItemError: the query can't be read.
+        """
+        _, _, outcomes, _ = self._outcomes(query, documents)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ItemError)]
+        if errors:
+            raise BatchError(
+                errors, len(outcomes), "judged", "Mend them, or use rank(), which keeps them in their places."
+            )
+        return np.array(outcomes, np.float32)
+
+    def rank(
+        self,
+        query: ItemLike,
+        documents: Sequence[ItemLike],
+        top_n: int | None = None,
+        first_stage: Sequence[float | None] | None = None,
+        weight: Weight = None,
+        explain: bool = False,
+    ) -> list[RankedItem]:
+        """Documents, best first, by `first_stage + weight * relevance`; without a first stage by relevance.
+
+        No document is lost: one that can't be judged has `relevance=None` and an `error`, and keeps its
+        first-stage rank before `top_n` is applied. Ties keep the first stage's order.
+
+        Args:
+            query: as in `score`.
+            documents: as in `score`, usually the first stage's best 10 to 100.
+            top_n: most documents to return; all of them by default.
+            first_stage: the first stage's score of each document, higher is better. Cosines count as they
+                are; scores beyond [-1, 1] are scaled to [0, 1]; if one is None, none is used.
+            weight: how much the relevance counts. None is 1.0, or 0.5 where all documents are pictures and
+                the query is text, and 0.3 where all are texts and the query is a picture (LamRA weighs its
+                reranker down on captions, where reranking alone can hurt). `"pure"` orders by relevance only.
+            explain: give the exact prompts that were judged.
+
+        Raises:
+            ItemError: the query can't be read.
+            InputError: an argument has a value that is not allowed.
+        """
+        check_rank(len(documents), top_n, first_stage, weight)
+        asked, items, outcomes, prompts = self._outcomes(query, documents)
+        return order(
+            items,
+            outcomes,
+            query=asked.modality,
+            top_n=top_n,
+            first_stage=first_stage,
+            weight=weight,
+            prompts=prompts if explain else None,
+        )
+
+    def _outcomes(
+        self, query: ItemLike, documents: Sequence[ItemLike]
+    ) -> tuple[Item, list[Item], list[float | ItemError], list[str | None]]:
+        if isinstance(documents, str | bytes | Path | Item) or not isinstance(documents, Sequence):
+            raise InputError(
+                f"documents is a list of items, got {type(documents).__name__}; for one item pass [item]"
+            )
+        try:
+            asked = as_item(query)
+            judged = list(self._judge.judge(asked, documents))
+        except ItemError as error:
+            raise error.at(name="the query") from None
+        items = [_shown(document) for document in documents]
+        outcomes = [self._relevance(asked, item, each) for item, each in zip(items, judged, strict=True)]
+        return asked, items, outcomes, [each.prompt for each in judged]
+
+    def _relevance(self, query: Item, document: Item, judged: Judgement) -> float | ItemError:
+        if judged.log_odds is None:
+            return judged.error or ItemError("model", "it was not judged")
+        odds = judged.log_odds
+        if self.calibrate:
+            key = (query.modality, document.modality, query.instruction)
+            if key not in self._priors:
+                self._priors[key] = self._judge.prior(query, document)
+            odds -= self._priors[key]
+        return sigmoid(odds)
+
+    def info(self) -> dict[str, Any]:
+        """What is loaded, as JSON values."""
+        return {
+            **describe(self.checkpoint),
+            "asked": self.prompt.template,
+            "answers": list(self.prompt.answers),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def close(self) -> None:
+        """End the worker thread. Later calls raise."""
+        self._judge.close()
+
+
+def sigmoid(log_odds: float) -> float:
+    """The probability of log-odds, without overflow."""
+    if log_odds >= 0:
+        return 1 / (1 + math.exp(-log_odds))
+    return math.exp(log_odds) / (1 + math.exp(log_odds))
+
+
+def check_rendering(backbone: Backbone, prompt: RerankPrompt) -> None:
+    """Check that a model has every token that its chat form and prompt are written with.
+
+    Raises:
+        CheckpointError: a token of the chat form is missing.
+        InputError: the template holds a picture token; pictures go where query and document do.
+    """
+    spec = backbone.spec
+    slot = _TOKENS.findall(spec.image_slot)
+    for name in (*_TOKENS.findall(spec.template), *slot):
+        if name not in backbone.added_tokens:
+            raise CheckpointError(
+                f"the chat form of {spec.name} can't be written: its tokenizer has no token {name!r}. If it "
+                "is asked in another form, write that as `template` into an umr.json beside the checkpoint"
+            )
+    held = [name for name in slot if name in prompt.template]
+    if held:
+        raise InputError(
+            f"the prompt template holds the picture token {held[0]!r}; pictures are put in at {{query}} and "
+            "{document} by themselves"
+        )
+
+
+def answer_ids(backbone: Backbone, prompt: RerankPrompt) -> tuple[list[int], list[int]]:
+    """Token ids of the positive and of the negative answer.
+
+    Args:
+        backbone: knows the model's tokens.
+        prompt: has the answers, and says whether both spellings count.
+
+    Raises:
+        InputError: an answer is no single token, or the two share one.
+    """
+    found: list[list[int]] = []
+    for answer in prompt.answers:
+        ids = sorted(backbone.single_tokens(answer, blank=prompt.spellings == "both"))
+        if not ids:
+            raise InputError(
+                f"the answer {answer!r} is not a single token of this model; use short common words such as "
+                '("True", "False"), ("Yes", "No") or ("A", "B")'
+            )
+        found.append(ids)
+    if set(found[0]) & set(found[1]):
+        raise InputError(
+            f"the answers {prompt.answers[0]!r} and {prompt.answers[1]!r} share a token, so they can't be "
+            "told apart; use two different words"
+        )
+    return found[0], found[1]
+
+
+def _shown(document: ItemLike) -> Item:
+    """The document as an item, also one that is refused: nothing is lost from a ranking."""
+    try:
+        return as_item(document)
+    except ItemError:
+        if isinstance(document, Item):
+            return document
+        return Item(document if isinstance(document, str) else repr(document))
+
+
+_shared: dict[str, Reranker] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_reranker(model: str | Path = DEFAULT_MODEL, **options: Any) -> Reranker:
+    """The one reranker of this process for these arguments, loaded on first use.
+
+    Framework objects are copied, pickled and rebuilt freely; through this they share one set of weights.
+    """
+    key = json.dumps(
+        {"model": str(model), **{k: v for k, v in options.items() if v is not None}},
+        sort_keys=True,
+        default=str,
+    )
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = Reranker(model, **options)
+        return _shared[key]
+
+
+__all__ = ["DEFAULT_MODEL", "Reranker", "shared_reranker"]
