@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from umr_plugins.backbones.rerankers import KNOWN_RERANKERS
 from umr_plugins.backbones.spec import FAMILIES, KNOWN
 from umr_plugins.cli import index as index_verb
 from umr_plugins.cli.main import main
@@ -277,6 +278,16 @@ def test_models_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "cc-by-nc-4.0" in shown
     assert "demonstration model" in shown
+    assert {each["model"] for each in facts["rerankers"]} == set(KNOWN_RERANKERS)
+    assert "Qwen/Qwen2-VL-2B-Instruct" in shown
+
+
+def test_info_on_rerankers_that_are_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    code, facts, _ = run_json(capsys, "info", "Qwen/Qwen2-VL-2B-Instruct")
+    assert (code, facts["model"]["role"]) == (0, "reranker")
+    assert "then load 4.4 GB" in facts["model"]["would"]
+    _, facts, _ = run_json(capsys, "info", "code-kunkun/LamRA-Rank")
+    assert "its size is not recorded" in facts["model"]["would"]
 
 
 @pytest.mark.parametrize("verb", [["search", "x"], ["verify"], ["rebuild"], ["info"]])

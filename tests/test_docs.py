@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -28,6 +29,12 @@ REAL_TO_TINY = {
     "GMEEmbeddings()": 'GMEEmbeddings(model="umr-tiny")',
     "Embedder()": 'Embedder("umr-tiny")',
 }
+RERANKERS = {
+    "Reranker()": 'Reranker("{folder}", dtype="float32")',
+    "MLLMRerank(": 'MLLMRerank("{folder}", dtype="float32", ',
+    "MLLMReranker(": 'MLLMReranker(model="{folder}", dtype="float32", ',
+}
+"""These have no demonstration model: a random checkpoint, whose answers mean nothing, judges instead."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -72,12 +79,15 @@ def sessions() -> list[object]:
 
 
 @pytest.mark.parametrize("page", sessions())
-def test_python_snippets_run(page: Path, folder: Path) -> None:
+def test_python_snippets_run(page: Path, folder: Path, qwen2_vl_folder: Path) -> None:
     # One page is one session; these are the names that pages take for granted.
     names = {"photo": load_image(Path("photo.jpg")), "nodes": [TextNode(text="red")], "__name__": "__main__"}
     for number, snippet in enumerate(blocks(page, "python")):
         for real, tiny in REAL_TO_TINY.items():
             snippet = snippet.replace(real, tiny)
+        for real, random in RERANKERS.items():
+            made = random.replace("{folder}", str(qwen2_vl_folder))
+            snippet = re.sub(rf"\b{re.escape(real)}", lambda _, made=made: made, snippet)
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)
 
 
@@ -90,6 +100,15 @@ def test_command_lines_run(snippet: str, folder: Path, capsys: pytest.CaptureFix
         if words[1] == "index":
             words += ["--model", "umr-tiny"]
         assert main(words[1:]) == 0, capsys.readouterr().err
+
+
+def test_the_figures_of_reranking_are_those_that_were_measured() -> None:
+    page = (ROOT / "docs/reranking.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "benchmarks/results/rerank.json").read_text(encoding="utf-8"))
+    assert len(measured["cases"]) == 5
+    for name, case in measured["cases"].items():
+        ratio = case["ratio"]
+        assert f"| {name} | {ratio['loop']} | {ratio['sentence-transformers']} |" in page
 
 
 def test_every_make_target_that_is_named_exists() -> None:

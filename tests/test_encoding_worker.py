@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -88,3 +90,24 @@ def test_plans_cover_everything_once_within_the_budget(lengths: list[int], budge
         assert len(batch) == 1 or len(batch) * max(lengths[position] for position in batch) <= budget
     longest = [max(lengths[position] for position in batch) for batch in batches]
     assert longest == sorted(longest, reverse=True)
+
+
+def test_models_keep_all_of_torchs_threads_whatever_the_pictures_pool_does() -> None:
+    """The pool's threads compute alone; neither the model's nor later ones of the program inherit that."""
+    script = """
+import threading, torch
+torch.set_num_threads(3)
+from PIL import Image
+from umr_plugins import Embedder
+embedder = Embedder("umr-tiny")
+embedder.encode_documents([Image.new("RGB", (56, 56)), "x"])
+found = [embedder._engine.worker.run(torch.get_num_threads), torch.get_num_threads()]
+later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+later.start()
+later.join()
+from umr_plugins.encoding.engine import media_pool
+found.append(media_pool().submit(torch.get_num_threads).result())
+print(found)
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[3, 3, 3, 1]"

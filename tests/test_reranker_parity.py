@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LlavaNextForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaNextForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from umr_plugins.backbones import features
@@ -21,8 +25,8 @@ from umr_plugins.reranker import Reranker
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HELPFUL = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 JUDGE = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n'
 )
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 ASKED = {
@@ -69,7 +73,8 @@ class Reference:
             return f"{JUDGE}{USER}<Instruct>: {task}<Query>:{asked}\n<Document>:{shown}{ASSISTANT}"
         question = ASKED[kind(query), kind(document)]
         body = (
-            f"Judge a candidate against a query.\nQuery: {asked}\nCandidate: {shown}\n{question} True or False"
+            f"Judge a candidate against a query.\nQuery: {asked}\nCandidate: {shown}\n"
+            f"{question} True or False"
         )
         if self.family == "llava_next":
             return f"<s>[INST] {body} [/INST]"
@@ -81,7 +86,8 @@ class Reference:
         string = self.string(query, document)
         logits = (self._llava if self.family == "llava_next" else self._qwen)(string, pictures).double()
         reranker = self.family == "qwen3_vl_reranker"
-        yes, no = (self._ids(word, bare=reranker) for word in (("yes", "no") if reranker else ("True", "False")))
+        answers = ("yes", "no") if reranker else ("True", "False")
+        yes, no = (self._ids(word, bare=reranker) for word in answers)
         odds = math.log(logits[yes].exp().sum() / logits[no].exp().sum())
         return 1 / (1 + math.exp(-odds))
 
@@ -89,7 +95,7 @@ class Reference:
         vocabulary = self.tokenizer.get_vocab()
         forms = [word] if bare else [word, "Ġ" + word, "▁" + word]
         ids = [vocabulary[form] for form in forms if form in vocabulary]
-        assert ids and (len(ids) == 2 or bare or self.family == "llava_next")
+        assert len(ids) >= (1 if bare or self.family == "llava_next" else 2)
         return ids
 
     def _qwen(self, string: str, pictures: list[Image.Image]) -> torch.Tensor:

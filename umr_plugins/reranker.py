@@ -132,6 +132,31 @@ class Reranker:
             backbone, self.prompt, domain, rows, len(ids[0]), positive("max_batch_tokens", budget)
         )
         self._priors: dict[tuple[Modality, Modality, str | None], float] = {}
+        said: dict[str, Any] = {
+            "prompt": prompt,
+            "answers": answers,
+            "domain": None if domain == "general" else domain,
+            "calibrate": calibrate or None,
+            **given,
+            "revision": revision,
+            "adapter": None if adapter is None else str(checkpoint.adapter),
+        }
+        folder = checkpoint.origin == "folder"
+        self.config: dict[str, Any] = {
+            "model": str(checkpoint.folder) if folder else checkpoint.given,
+            **{name: value for name, value in said.items() if value is not None},
+        }
+        """Keyword arguments that make a reranker of the same judgements."""
+        self._machine = {
+            "device": None if device is None else str(self.device),
+            "dtype": None if dtype is None else str(self.dtype).removeprefix("torch."),
+            "max_batch_tokens": max_batch_tokens,
+            "feature_cache_bytes": feature_cache_bytes,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Weights and threads don't travel: the receiving process loads the model, once.
+        return (_restored, ({**self.config, **self._machine},))
 
     @property
     def model(self) -> str:
@@ -209,7 +234,8 @@ class Reranker:
             asked = as_item(query)
             judged = list(self._judge.judge(asked, documents))
         except ItemError as error:
-            raise error.at(name="the query") from None
+            named = f"the query: {error.name}" if error.name else "the query"
+            raise ItemError(error.code, error.reason, stage=error.stage, name=named) from None
         items = [_shown(document) for document in documents]
         outcomes = [self._relevance(asked, item, each) for item, each in zip(items, judged, strict=True)]
         return asked, items, outcomes, [each.prompt for each in judged]
@@ -325,6 +351,10 @@ def shared_reranker(model: str | Path = DEFAULT_MODEL, **options: Any) -> Rerank
         if key not in _shared:
             _shared[key] = Reranker(model, **options)
         return _shared[key]
+
+
+def _restored(options: dict[str, Any]) -> Reranker:
+    return shared_reranker(**options)
 
 
 __all__ = ["DEFAULT_MODEL", "Reranker", "shared_reranker"]

@@ -220,7 +220,7 @@ class LlavaNext:
         embeds = self.model.get_input_embeddings()(ids.masked_fill(slots, 0).to(self.device))
         pictures = [picture for item in items for picture in item.pictures]
         if pictures:
-            parts = kept_or_made(pictures, self._vision, lambda: self.vision_key)
+            parts = kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device)
             features = torch.cat([part.tokens for part in parts])
             embeds = embeds.masked_scatter(slots[..., None].to(self.device), features.to(embeds.dtype))
         return {"inputs_embeds": embeds, "position_ids": places.to(self.device)}

@@ -310,7 +310,7 @@ class QwenVL:
         Qwen3-VL also has features of earlier vision layers, one tensor for each of the first language layers
         (DeepStack, arXiv 2406.04334); for the others the list is empty.
         """
-        parts = kept_or_made(pictures, self._vision, lambda: self.vision_key)
+        parts = kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device)
         layers = [torch.cat(each) for each in zip(*(part.layers for part in parts), strict=True)]
         return torch.cat([part.tokens for part in parts]), layers
 

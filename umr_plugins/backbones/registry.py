@@ -248,16 +248,19 @@ def preview(model: str | Path, revision: str | None = None) -> dict[str, Any]:
     """
     given = str(model)
     try:
-        checkpoint = resolve(model, revision, download=False)
+        role: ModelRole = "reranker" if given in KNOWN_RERANKERS else "embedder"
+        checkpoint = resolve(model, revision, download=False, role=role)
     except ModelNotFoundError:
-        if given not in KNOWN:
+        known = KNOWN_RERANKERS | KNOWN
+        if given not in known:
             raise
-        facts = {**dataclasses.asdict(KNOWN[given]), "model": given, "origin": "hub", "revision": revision}
-        memory = 2 * KNOWN[given].parameters
+        facts = {**dataclasses.asdict(known[given]), "model": given, "origin": "hub", "revision": revision}
+        memory = 2 * known[given].parameters
+        size = f"{memory / 1e9:.1f} GB in bfloat16" if memory else "it; its size is not recorded"
         return {
             **facts,
-            "memory_bytes": memory,
-            "would": f"download it from the Hugging Face hub, then load {memory / 1e9:.1f} GB in bfloat16",
+            "memory_bytes": memory or None,
+            "would": f"download it from the Hugging Face hub, then load {size}",
         }
     facts = describe(checkpoint)
     count = count_parameters(checkpoint.folder)

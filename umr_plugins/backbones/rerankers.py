@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ INSTRUCT: dict[str, ModelSpec] = {
 
 KNOWN_RERANKERS: dict[str, ModelSpec] = {
     "Qwen/Qwen2-VL-2B-Instruct": dataclasses.replace(
-        _INSTRUCT, name="Qwen2-VL-2B-Instruct", license="apache-2.0"
+        _INSTRUCT, name="Qwen2-VL-2B-Instruct", license="apache-2.0", parameters=2_208_985_600
     ),
     "Qwen/Qwen2-VL-7B-Instruct": dataclasses.replace(
         _INSTRUCT, name="Qwen2-VL-7B-Instruct", license="apache-2.0"
@@ -94,8 +95,14 @@ def reranker_spec(folder: Path, config: dict[str, Any], model_type: str) -> Mode
     template goes by its language model.
 
     Raises:
-        CheckpointError: a family or language model whose chat form is not known.
+        CheckpointError: an embedder, or a family or language model whose chat form is not known.
     """
+    remote = json.dumps([config.get("auto_map"), config.get("architectures")]).lower()
+    if re.search(r"\bgme|_gme|nvmmembed", remote):
+        raise CheckpointError(
+            f"{folder} is an embedder without a trained language-model head; rerank with an instruct "
+            "checkpoint such as Qwen/Qwen2-VL-2B-Instruct"
+        )
     if model_type not in INSTRUCT:
         raise CheckpointError(
             f"{folder}: model_type {model_type!r} can't rerank; supported are {sorted(INSTRUCT)}"

@@ -15,6 +15,30 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct"
 
 
+RERANK_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+def add_weight(parser: argparse.ArgumentParser) -> None:
+    """`--weight W`."""
+    parser.add_argument(
+        "--weight",
+        type=weight,
+        metavar="W",
+        help="how much the relevance (0 to 1) counts beside the first stage's score, or pure for the "
+        "relevance alone (default: 1.0; 0.5 from text to pictures, 0.3 from a picture to texts)",
+    )
+
+
+def weight(value: str) -> float | str:
+    """A number of at least 0, or `pure`."""
+    if value == "pure":
+        return value
+    number = float(value)
+    if not 0 <= number < 1e9:
+        raise argparse.ArgumentTypeError(f"must be at least 0, or pure; got {value}")
+    return number
+
+
 def add_db(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """`--db DIR`."""
     parser.add_argument("--db", type=folder, required=required, metavar="DIR", help="the index folder")

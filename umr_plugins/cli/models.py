@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from umr_plugins.backbones.rerankers import INSTRUCT, KNOWN_RERANKERS
 from umr_plugins.backbones.spec import BUNDLED, FAMILIES, KNOWN, ModelSpec
 from umr_plugins.cli.console import DEMO_NOTE, DONE, emit, say, table
 
@@ -16,13 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print two tables."""
+    """Print embedders, families and rerankers."""
     known = [row(name, spec) for name, spec in KNOWN.items()]
     families = [
         {"model_type": key, "title": family.title, "reads": family.reads} for key, family in FAMILIES.items()
     ]
+    rerankers = [
+        {"model": name, "family": spec.family, "license": spec.license, "prompt": spec.prompt}
+        for name, spec in KNOWN_RERANKERS.items()
+    ]
     if args.json:
-        emit({"bundled": list(BUNDLED), "known": known, "families": families})
+        emit({"bundled": list(BUNDLED), "known": known, "rerankers": rerankers, "families": families})
         return DONE
     head = ["model", "family", "parameters", "dim", "memory", "licence", "takes"]
     lines = [
@@ -44,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     say(
         table(["model_type", "family", "read"], [[f["model_type"], f["title"], f["reads"]] for f in families])
     )
-    say("\n`umr info MODEL` tells what loading one would do.")
+    say("\nFor reranking (`umr search --rerank`, `umr rerank`):\n")
+    lines = [[each[key] for key in ("model", "license", "prompt")] for each in rerankers]
+    say(table(["model", "licence", "prompt"], lines))
+    say(f"\nAny other instruct checkpoint of {', '.join(INSTRUCT)} reranks with the prompt judge.")
+    say("`umr info MODEL` tells what loading one would do.")
     return DONE
 
 

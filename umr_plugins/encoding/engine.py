@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ import torch
 
 from umr_plugins.backbones.base import Backbone, Input, Picture, Prepared
 from umr_plugins.encoding.plan import plan_batches
-from umr_plugins.encoding.worker import Worker
+from umr_plugins.encoding.worker import Worker, compute_with
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.media.images import content_key
 from umr_plugins.types import Encoded, FloatArray, Item, ItemLike, Role, as_item, chunks
@@ -279,15 +280,27 @@ def _checked(engine: Engine, hidden: torch.Tensor) -> list[FloatArray | ItemErro
     ]
 
 
-@lru_cache(maxsize=1)
+_pool_lock = threading.Lock()
+
+
 def media_pool() -> ThreadPoolExecutor:
+    """The threads that prepare pictures for every model of this process."""
+    with _pool_lock:
+        return _started_pool()
+
+
+@lru_cache(maxsize=1)
+def _started_pool() -> ThreadPoolExecutor:
     """Decoding and resizing release the interpreter lock; one intra-op thread each spares the model."""
-    return ThreadPoolExecutor(
-        max_workers=min(8, os.cpu_count() or 1),
-        thread_name_prefix="umr-media",
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+    size, threads = min(8, os.cpu_count() or 1), torch.get_num_threads()
+    pool = ThreadPoolExecutor(size, "umr-media", initializer=compute_with, initargs=(1,))
+    # Setting the number sets it for threads to come, too: start ours, then set it back.
+    together = threading.Barrier(size + 1)
+    for _ in range(size):
+        pool.submit(together.wait)
+    together.wait()
+    torch.set_num_threads(threads)
+    return pool
 
 
 def with_progress(batches: Iterator[Encoded], total: int | None) -> Iterator[Encoded]:

@@ -20,6 +20,7 @@ import torch
 from umr_plugins.backbones.base import Backbone, Picture, Piece, Prepared
 from umr_plugins.backbones.features import SHARED
 from umr_plugins.backbones.prefix import Prefix, common, last_states, part, prefill
+from umr_plugins.backbones.tokens import bounded
 from umr_plugins.encoding.canvas import side_by_side
 from umr_plugins.encoding.engine import media_pool
 from umr_plugins.encoding.plan import plan_batches
@@ -162,7 +163,12 @@ class Judge:
         count = self.worker.run(self.backbone.count_tokens, query.text or "")
         if count <= limit:
             return query
-        _log.warning("the query has %d tokens; the first %d of them are judged by", count, limit)
+        _log.warning(
+            "the query has %d tokens; documents are judged by the first %d, a quarter of max_length=%d",
+            count,
+            limit,
+            self.backbone.spec.max_length,
+        )
         text = self.worker.run(self.backbone.cut, query.text or "", count - limit)
         return Item(text, query.image, query.images, query.video, query.instruction)
 
@@ -300,16 +306,22 @@ class _Call:
         question = owner._question(query.item, document.item, canvas=draft.canvas is not None)
         if draft.canvas is not None:
             query = _Side(query.item, (draft.canvas,))
-        ready = owner._prepare(owner._pieces(query, document, question))
         most = owner.backbone.spec.max_length
-        text = document.item.text or ""
-        cut = False
+
+        def written(text: str) -> _Ready:
+            item = Item(text, document.item.image, document.item.images)
+            return owner._prepare(owner._pieces(query, _Side(item, document.pictures), question))
+
+        whole = document.item.text or ""
+        text = bounded(whole, most)  # a book in one string costs milliseconds
+        ready = written(text)
+        if text != whole and ready.prepared.length <= most:  # long runs of blanks: the prefix decides nothing
+            text, ready = whole, written(whole)
+        cut = ready.prepared.length > most
         while ready.prepared.length > most and text:
             # A token more or less can come of the joints, so it may take another round.
             text = owner.backbone.cut(text, ready.prepared.length - most)
-            cut = True
-            shorter = _Side(Item(text, document.item.image, document.item.images), document.pictures)
-            ready = owner._prepare(owner._pieces(query, shorter, question))
+            ready = written(text)
         if ready.prepared.length > most or (document.item.text and not text):
             return ItemError(
                 "too_large",

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import torch
+
 from umr_plugins.errors import UMRError
 
 T = TypeVar("T")
@@ -24,11 +26,14 @@ class Worker:
     """Runs submitted calls one after another on a thread of its own.
 
     The thread is a daemon and ends when the worker is closed or garbage collected, so neither an
-    interpreter exit nor a forgotten embedder hangs.
+    interpreter exit nor a forgotten embedder hangs. It computes with as many threads as torch had when the
+    worker was made.
     """
 
     def __init__(self, name: str) -> None:
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # A new thread would take torch's number of threads from whoever set it last.
+        self._queue.put((compute_with, (torch.get_num_threads(),), Future()))
         self._closed = False
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -62,6 +67,15 @@ class Worker:
             self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+
+def compute_with(threads: int) -> None:
+    """Set torch's number of threads for calls from this thread.
+
+    Torch's setting is also that of all threads that have not asked for it yet, this one included.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 def _serve(jobs: queue.SimpleQueue[_Job | None]) -> None:
