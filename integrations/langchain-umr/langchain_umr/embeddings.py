@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from langchain_umr.inputs import to_item, to_items
 from langchain_umr.ready import Ready
+from langchain_umr.threads import in_thread
 from umr_plugins.errors import BatchError, InputError
 from umr_plugins.types import Encoded, Encoder, FloatArray, ImageSource, Item, Role
-
-T = TypeVar("T")
-
-# The event loop's own pool has few threads; calls that wait for the model must not fill it.
-_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="langchain-umr")
 
 
 def _plain(value: object) -> object:
@@ -94,7 +86,7 @@ class GMEEmbeddings(BaseModel, Embeddings):
     instruction: str | None = None
     """Task description for queries; documents never get it."""
 
-    _ready: Ready | None = PrivateAttr(default=None)
+    _ready: Ready[Encoder] | None = PrivateAttr(default=None)
 
     @classmethod
     def from_encoder(cls, encoder: Encoder, *, instruction: str | None = None) -> Self:
@@ -113,8 +105,8 @@ class GMEEmbeddings(BaseModel, Embeddings):
     @property
     def encoder(self) -> Encoder:
         """The model, loaded when it is first asked for and shared in the process."""
-        if self._ready is not None and self._ready.encoder is not None and self._ready.config == self.config:
-            return self._ready.encoder
+        if self._ready is not None and self._ready.model is not None and self._ready.config == self.config:
+            return self._ready.model
         from umr_plugins.embedder import shared_embedder  # imports torch: not before it is needed
 
         return shared_embedder(**self.config)
@@ -175,23 +167,23 @@ class GMEEmbeddings(BaseModel, Embeddings):
 
     async def aembed_documents(self, texts: Iterable[Any]) -> list[list[float]]:
         """`embed_documents` in a thread: one call of the model, and the event loop goes on."""
-        return await _in_thread(self.embed_documents, texts)
+        return await in_thread(self.embed_documents, texts)
 
     async def aembed_query(self, text: Any) -> list[float]:
         """`embed_query` in a thread."""
-        return await _in_thread(self.embed_query, text)
+        return await in_thread(self.embed_query, text)
 
     async def aembed_image(self, uris: Iterable[ImageSource]) -> list[list[float]]:
         """`embed_image` in a thread."""
-        return await _in_thread(self.embed_image, uris)
+        return await in_thread(self.embed_image, uris)
 
     async def aembed_images(self, uris: Iterable[ImageSource]) -> list[list[float]]:
         """`embed_images` in a thread."""
-        return await _in_thread(self.embed_images, uris)
+        return await in_thread(self.embed_images, uris)
 
     async def aembed_items(self, items: Iterable[Any], *, role: Role = "document") -> list[list[float]]:
         """`embed_items` in a thread."""
-        return await _in_thread(self.embed_items, items, role=role)
+        return await in_thread(self.embed_items, items, role=role)
 
     def _embed(self, role: Role, items: list[Item]) -> list[list[float]]:
         if not items:
@@ -205,9 +197,3 @@ def _rows(result: FloatArray | Encoded) -> list[list[float]]:
     vectors = result.vectors if isinstance(result, Encoded) else result
     rows: list[list[float]] = vectors.tolist()
     return rows
-
-
-async def _in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Run in our own threads, with the caller's context variables (tracing lives in them)."""
-    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, call)

@@ -1,7 +1,7 @@
-"""A ready encoder inside a configuration object that must survive copying and pickling.
+"""A ready model inside a configuration object that must survive copying and pickling.
 
 Models and their locks can be neither copied nor pickled. Copies hold the same `Ready`; a pickle holds a token
-that leads back to it in the same process, and the encoder itself only where it can be pickled.
+that leads back to it in the same process, and the model itself only where it can be pickled.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import pickle
 import sys
 import uuid
 import weakref
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from umr_plugins.types import Encoder
+M = TypeVar("M")
 
-_ALL: weakref.WeakValueDictionary[str, Ready] = weakref.WeakValueDictionary()
+_ALL: weakref.WeakValueDictionary[str, Ready[Any]] = weakref.WeakValueDictionary()
 
 
-class Ready:
-    """An encoder and the configuration that it stands for.
+class Ready(Generic[M]):
+    """An encoder or reranker, and the configuration that it stands for.
 
-    `encoder` is None after unpickling in another process, if the encoder can't be pickled; the configuration
+    `model` is None after unpickling in another process, if the model can't be pickled; the configuration
     then has to be enough.
     """
 
-    def __init__(self, encoder: Encoder | None, config: dict[str, Any], token: str | None = None) -> None:
-        self.encoder = encoder
+    def __init__(self, model: M | None, config: dict[str, Any], token: str | None = None) -> None:
+        self.model = model
         self.config = config
         self.token = token or uuid.uuid4().hex
         _ALL[self.token] = self
 
-    def __copy__(self) -> Ready:
+    def __copy__(self) -> Ready[M]:
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Ready:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ready[M]:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,14 +41,14 @@ class Ready:
 
     def _pickled(self) -> bytes | None:
         module = sys.modules.get("umr_plugins.embedder")
-        if module is not None and isinstance(self.encoder, module.Embedder):
-            return None  # gigabytes of weights that the configuration can load again
+        if module is not None and isinstance(self.model, module.Embedder):
+            return None  # the configuration says everything; a Reranker pickles as its options
         try:
-            return pickle.dumps(self.encoder)
+            return pickle.dumps(self.model)
         except Exception:  # a lock, a connection, a local class: the token still works in this process
             return None
 
 
-def _restore(token: str, config: dict[str, Any], pickled: bytes | None) -> Ready:
+def _restore(token: str, config: dict[str, Any], pickled: bytes | None) -> Ready[Any]:
     known = _ALL.get(token)
     return known or Ready(pickle.loads(pickled) if pickled else None, config, token)

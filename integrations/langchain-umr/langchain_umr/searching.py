@@ -179,6 +179,15 @@ class StoreReader(VectorStore):
         _refuse(kwargs, "fetch_k, lambda_mult, filter")
         return self._diverse(_vector(embedding), check_k(k), fetch_k, lambda_mult, filter)
 
+    def stored_items(self, documents: Sequence[Document]) -> list[Item | None]:
+        """What this index holds under the documents' ids, pictures included; None for ids it does not know.
+
+        Nothing in the documents but their ids counts, so pictures are those that were added here.
+        """
+        ids = list(dict.fromkeys(document.id for document in documents if document.id))
+        items = {hit.id: _embedded(hit) for hit in self.index.get(ids)}
+        return [items.get(document.id) if document.id else None for document in documents]
+
     async def asimilarity_search_by_image(
         self, uri: ImageSource, k: int = 4, **kwargs: Any
     ) -> list[Document]:
@@ -214,8 +223,7 @@ class StoreReader(VectorStore):
         if isinstance(query, Document):
             stored = self._stored(query)
             if stored is not None:
-                item = stored.item
-                return item if stored.modality == "fused" else Item(image=item.image, images=item.images)
+                return _embedded(stored)
         return to_item(query)
 
     def _stored(self, document: Document) -> Hit | None:
@@ -226,6 +234,12 @@ class StoreReader(VectorStore):
 
     def _document(self, hit: Hit) -> Document:
         return to_document(hit, self.image_keys)
+
+
+def _embedded(hit: Hit) -> Item:
+    """What was embedded of a row: of a page without the text layer that is only kept beside it."""
+    item = hit.item
+    return Item(None, item.image, item.images, item.video) if hit.modality == "image" else item
 
 
 def relevance(cosine: float) -> float:

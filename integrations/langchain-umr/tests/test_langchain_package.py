@@ -9,7 +9,7 @@ import langchain_umr
 
 
 def test_public_names() -> None:
-    assert langchain_umr.__all__ == ["GMEEmbeddings", "UMRVectorStore"]
+    assert langchain_umr.__all__ == ["GMEEmbeddings", "MLLMReranker", "RerankingRetriever", "UMRVectorStore"]
     assert all(hasattr(langchain_umr, name) for name in langchain_umr.__all__)
 
 

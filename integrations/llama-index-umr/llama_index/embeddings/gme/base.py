@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
 from llama_index.embeddings.gme.encoding import ItemEmbedding
 from llama_index.embeddings.gme.observing import NeverCached
+from llama_index.embeddings.gme.options import plain
 
 from umr_plugins.errors import InputError
 from umr_plugins.types import Encoder
@@ -108,7 +109,7 @@ class GMEEmbedding(ItemEmbedding):
                 "document's vector and one model another's. Keep vectors in a store (UMRVectorStore) instead."
             )
         arguments = locals()
-        given = {name: _plain(arguments[name]) for name in _OPTIONS if arguments[name] is not None}
+        given = {name: plain(arguments[name]) for name in _OPTIONS if arguments[name] is not None}
         if encoder is not None:
             if model_name is not None or given:
                 names = ", ".join(["model_name"] * (model_name is not None) + list(given))
@@ -117,7 +118,7 @@ class GMEEmbedding(ItemEmbedding):
             model_name = str(config.get("model", type(encoder).__name__))
             given = {name: config[name] for name in _OPTIONS if config.get(name) is not None}
         super().__init__(
-            model_name=DEFAULT_MODEL if model_name is None else _plain(model_name),
+            model_name=DEFAULT_MODEL if model_name is None else plain(model_name),
             instruction=instruction,
             embed_batch_size=embed_batch_size,
             num_workers=num_workers,
@@ -164,13 +165,6 @@ class GMEEmbedding(ItemEmbedding):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["options"])  # type: ignore[misc]  # as BaseComponent does
         self._encoder = state["encoder"]
-
-
-def _plain(value: Any) -> Any:
-    """Paths, and torch's devices and dtypes, as strings that JSON takes."""
-    if isinstance(value, PathLike):
-        return fspath(value)
-    return value if isinstance(value, str | int) else str(value).removeprefix("torch.")
 
 
 def _recreatable(encoder: Encoder | None) -> bool:

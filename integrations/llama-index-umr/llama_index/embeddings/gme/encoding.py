@@ -13,7 +13,7 @@ from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, ImageType, QueryBundle
-from llama_index.embeddings.gme.nodes import as_picture, describe, item_of, name_of, queries_of
+from llama_index.embeddings.gme.nodes import as_picture, describe, error_of, item_of, queries_of
 from llama_index.embeddings.gme.observing import observed
 from llama_index.embeddings.gme.worker import in_worker
 
@@ -86,7 +86,7 @@ class ItemEmbedding(MultiModalEmbedding):
                 nodes[group[kept][0]].embedding = vector
             report(describe(items[kept] for kept in encoded.kept), vectors)
         return [
-            _of_node(error, position, nodes[position])
+            error_of(error, position, nodes[position])
             for error in encoded.errors
             for position in [group[error.index or 0][0]]
         ]
@@ -251,9 +251,3 @@ def _pending(nodes: Sequence[BaseNode]) -> tuple[list[tuple[int, Item]], list[It
         except ItemError as error:
             errors.append(error.at(position))
     return pending, errors
-
-
-def _of_node(error: ItemError, position: int, node: BaseNode) -> ItemError:
-    """The error of an item, under the name of its node; the file that it named stays in the reason."""
-    reason = f"{error.name}: {error.reason}" if error.name else error.reason
-    return ItemError(error.code, reason, stage=error.stage, index=position, name=name_of(node))

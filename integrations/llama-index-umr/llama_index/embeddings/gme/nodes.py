@@ -52,6 +52,12 @@ def name_of(node: BaseNode) -> str:
     return f"node {node.node_id}"
 
 
+def error_of(error: ItemError, position: int, node: BaseNode) -> ItemError:
+    """The error of an item, under the name of its node; the file that it named stays in the reason."""
+    reason = f"{error.name}: {error.reason}" if error.name else error.reason
+    return ItemError(error.code, reason, stage=error.stage, index=position, name=name_of(node))
+
+
 def node_picture(node: BaseNode) -> ImageSource | None:
     """The picture of a node, unopened; `None` for a node that has none."""
     if isinstance(node, PageNode):
