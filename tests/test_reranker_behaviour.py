@@ -185,8 +185,9 @@ def test_nan_is_an_error_of_its_document(reranker: Reranker, monkeypatch: pytest
 def test_a_model_of_nan_says_so(qwen2_vl_folder: Path) -> None:
     broken = Reranker(qwen2_vl_folder, dtype="float32")
     broken._judge._rows = torch.full_like(broken._judge._rows, math.nan)
-    with pytest.raises(BatchError, match="not a finite number; try dtype='float32'"):
+    with pytest.raises(BatchError, match="not a finite number; try dtype='float32'") as caught:
         broken.score("a fox", ["a dog", "a river"])
+    assert [error.index for error in caught.value.errors] == [0, 1]
 
 
 def test_a_failure_of_the_model_costs_only_its_document(

@@ -237,12 +237,15 @@ class Reranker:
             named = f"the query: {error.name}" if error.name else "the query"
             raise ItemError(error.code, error.reason, stage=error.stage, name=named) from None
         items = [_shown(document) for document in documents]
-        outcomes = [self._relevance(asked, item, each) for item, each in zip(items, judged, strict=True)]
+        outcomes = [
+            self._relevance(asked, item, each, index)
+            for index, (item, each) in enumerate(zip(items, judged, strict=True))
+        ]
         return asked, items, outcomes, [each.prompt for each in judged]
 
-    def _relevance(self, query: Item, document: Item, judged: Judgement) -> float | ItemError:
+    def _relevance(self, query: Item, document: Item, judged: Judgement, index: int) -> float | ItemError:
         if judged.log_odds is None:
-            return judged.error or ItemError("model", "it was not judged")
+            return (judged.error or ItemError("model", "it was not judged")).at(index)
         odds = judged.log_odds
         if self.calibrate:
             key = (query.modality, document.modality, query.instruction)

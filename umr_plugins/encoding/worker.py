@@ -45,10 +45,10 @@ class Worker:
         """Queue `call(*args)`; a future cancelled before its turn never runs."""
         future: Future[T] = Future()
         if os.getpid() != self._pid:  # threads do not survive fork: waiting would never end
-            raise UMRError("this embedder belongs to the parent process; make one in this process")
+            raise UMRError("this model belongs to the parent process; make a new one in this process")
         with self._lock:
             if self._closed:
-                raise UMRError("this embedder was closed; make a new one")
+                raise UMRError("this model was closed; make a new embedder or reranker")
             self._queue.put((call, args, future))
         return future
 
