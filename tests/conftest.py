@@ -61,6 +61,14 @@ def llava_next_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llava_next_34b_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA-NeXT with the 34B's language model and chat form."""
+    return tiny_checkpoints.write_llava_next(
+        tmp_path_factory.mktemp("llava-next-34b"), mm_embed=False, chatml=True
+    )
+
+
+@pytest.fixture(scope="session")
 def photo() -> Image.Image:
     """A smooth colourful picture of 300 x 200 pixels."""
     rows, columns = np.mgrid[0:200, 0:300].astype(np.float64)

@@ -55,7 +55,7 @@ class Reference:
     def __init__(self, folder: Path, family: str) -> None:
         self.family = family
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        llava = family == "llava_next"
+        llava = family.startswith("llava")
         classes: Any = LlavaNextForConditionalGeneration if llava else AutoModelForImageTextToText
         self.model = classes.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         side = 16 if family.startswith("qwen3") else 14
@@ -66,7 +66,9 @@ class Reference:
         )
 
     def string(self, query: Thing, document: Thing) -> str:
-        slot = "<image>\n" if self.family == "llava_next" else "<|vision_start|><|image_pad|><|vision_end|>"
+        slot = (
+            "<image>\n" if self.family.startswith("llava") else "<|vision_start|><|image_pad|><|vision_end|>"
+        )
         asked, shown = ((slot if thing[1] else "") + thing[0] for thing in (query, document))
         if self.family == "qwen3_vl_reranker":
             task = "Given a search query, retrieve relevant candidates that answer the query."
@@ -78,13 +80,16 @@ class Reference:
         )
         if self.family == "llava_next":
             return f"<s>[INST] {body} [/INST]"
+        if self.family == "llava_next_34b":
+            system = "<|im_start|>system\nAnswer the questions.<|im_end|>"
+            return f"{system}{USER}{body}<|im_end|><|im_start|>assistant\n"
         return ("" if self.family == "qwen3_vl" else HELPFUL) + USER + body + ASSISTANT
 
     @torch.no_grad()
     def relevance(self, query: Thing, document: Thing) -> float:
         pictures = [thing[1] for thing in (query, document) if thing[1] is not None]
         string = self.string(query, document)
-        logits = (self._llava if self.family == "llava_next" else self._qwen)(string, pictures).double()
+        logits = (self._llava if self.family.startswith("llava") else self._qwen)(string, pictures).double()
         reranker = self.family == "qwen3_vl_reranker"
         answers = ("yes", "no") if reranker else ("True", "False")
         yes, no = (self._ids(word, bare=reranker) for word in answers)
@@ -95,7 +100,7 @@ class Reference:
         vocabulary = self.tokenizer.get_vocab()
         forms = [word] if bare else [word, "Ġ" + word, "▁" + word]
         ids = [vocabulary[form] for form in forms if form in vocabulary]
-        assert len(ids) >= (1 if bare or self.family == "llava_next" else 2)
+        assert len(ids) >= (1 if bare or self.family.startswith("llava") else 2)
         return ids
 
     def _qwen(self, string: str, pictures: list[Image.Image]) -> torch.Tensor:
@@ -127,7 +132,7 @@ class Reference:
         return self.model.lm_head(hidden[0, -1])
 
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_reranker", "llava_next"]
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_reranker", "llava_next", "llava_next_34b"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -139,7 +144,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Reranker, Reference]:
 @pytest.fixture(scope="module")
 def pictures(photo: Image.Image, pair: tuple[Reranker, Reference]) -> list[Image.Image]:
     """Three different ones on the family's grid, so that nobody resizes."""
-    side = {"llava_next": 336}.get(pair[1].family, 224)
+    side = 336 if pair[1].family.startswith("llava") else 224
     made = [photo.resize((side, side)), photo.crop((0, 0, 90, 90)).resize((side, side))]
     return [*made, made[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
 

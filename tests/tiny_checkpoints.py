@@ -131,8 +131,11 @@ def write_qwen_vl(
     return folder
 
 
-def llama_tokenizer() -> Tokenizer:
-    """A byte-fallback BPE that marks blanks, prepends one, and has Llama's and LLaVA's special tokens."""
+def llama_tokenizer(*, chatml: bool = False) -> Tokenizer:
+    """A byte-fallback BPE that marks blanks, prepends one, and has Llama's and LLaVA's special tokens.
+
+    With `chatml` also those of LLaVA-NeXT 34B's chat form.
+    """
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence(
@@ -150,20 +153,22 @@ def llama_tokenizer() -> Tokenizer:
     raw = json.loads(made.to_str())  # bytes are ordinary pieces, not added tokens
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < 3]
     made = Tokenizer.from_str(json.dumps(raw))
-    made.add_special_tokens([AddedToken(name, normalized=False) for name in ("<image>", "<pad>")])
+    extra = ("<|im_start|>", "<|im_end|>") if chatml else ()
+    made.add_special_tokens([AddedToken(name, normalized=False) for name in ("<image>", "<pad>", *extra)])
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     return made
 
 
-def write_llava_next(folder: Path, *, mm_embed: bool = True, seed: int = 0) -> Path:
+def write_llava_next(folder: Path, *, mm_embed: bool = True, chatml: bool = False, seed: int = 0) -> Path:
     """A random LLaVA-NeXT in the layout of nvidia/MM-Embed, or of an off-the-shelf checkpoint.
 
     As released, MM-Embed's language model has no `model.` in its names and no head, its embedding table has
-    no rows for picture and padding tokens, and the latent-attention pooler stands beside it.
+    no rows for picture and padding tokens, and the latent-attention pooler stands beside it. With `chatml`
+    the language model and the tokens are those of the 34B.
     """
-    made = llama_tokenizer()
+    made = llama_tokenizer(chatml=chatml)
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "LlamaTokenizer", "pad_token": "<pad>", "add_eos_token": True})
@@ -172,14 +177,14 @@ def write_llava_next(folder: Path, *, mm_embed: bool = True, seed: int = 0) -> P
     width = 64
     config = LlavaNextConfig(
         text_config={
-            "model_type": "mistral",
+            "model_type": "llama" if chatml else "mistral",
             "vocab_size": image if mm_embed else rows,
             "hidden_size": width,
             "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "sliding_window": None,
+            **({} if chatml else {"sliding_window": None}),
         },
         vision_config={
             "model_type": "clip_vision_model",

@@ -123,6 +123,9 @@ class SlotTokenizer(TextTokenizer):
         names: of the other tokens that a form can hold; all must be added tokens.
     """
 
+    slot_id = -1
+    """What a picture's slot becomes among the ids of `slotted`."""
+
     def __init__(self, folder: Path, picture: str, names: tuple[str, ...] = ("<s>", "</s>")) -> None:
         super().__init__(folder)
         self._slots = {name: f"\ufdd0{secrets.token_hex(16)}\ufdd1" for name in (*names, picture)}
@@ -133,9 +136,9 @@ class SlotTokenizer(TextTokenizer):
             ids[slot] = self.id_of(name)
             flags = {flag: bool(self._flags[name].get(flag)) for flag in ("lstrip", "rstrip")}
             self._slotted.add_special_tokens([AddedToken(slot, normalized=False, **flags)])
-        self.slot_id = self._slotted.token_to_id(self.slot)
-        """What a picture's slot becomes among the ids of `slotted`."""
-        self._real = {self._slotted.token_to_id(slot): id for slot, id in ids.items() if slot != self.slot}
+        # Slots have numbers of their own here, which stand for other tokens in the checkpoint.
+        self._real = {self._slotted.token_to_id(slot): number for slot, number in ids.items()}
+        self._real[self._slotted.token_to_id(self.slot)] = self.slot_id
 
     def slotted(self, strings: list[str]) -> list[list[int]]:
         """Ids of whole strings without their ends; `slot_id` where a picture goes."""
