@@ -99,15 +99,22 @@ class FoldedPatchEmbed(nn.Module):
     For a still picture the two temporal slices are the same, and rescaling and normalisation are linear, so
     all of it folds into one matrix: with Conv3d weight W `[E, 3, 2, p, p]` and pixel u,
     y = sum_t W / (255 std) (u - 128) + b. Centring by 128 keeps rounding small in bfloat16, where every
-    u - 128 is exact. Two frames of a video keep their own slices. The original convolution stays
-    registered, so checkpoints keep their names.
+    u - 128 is exact. Two frames of a video keep their own slices, where a checkpoint takes `frames`. The
+    original convolution stays registered, so checkpoints keep their names.
     """
 
     weight: torch.Tensor
-    pair: torch.Tensor
+    pair: torch.Tensor | None
     bias: torch.Tensor
 
-    def __init__(self, original: nn.Module, mean: Channels = CLIP_MEAN, std: Channels = CLIP_STD) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        mean: Channels = CLIP_MEAN,
+        std: Channels = CLIP_STD,
+        *,
+        frames: bool = True,
+    ) -> None:
         super().__init__()
         convolution = original.proj
         assert isinstance(convolution, nn.Conv3d)
@@ -130,10 +137,10 @@ class FoldedPatchEmbed(nn.Module):
             bias = bias + 128 * weight.sum(1)
         dtype = convolution.weight.dtype
         self.register_buffer("weight", weight.to(dtype).contiguous(), persistent=False)
-        self.register_buffer("pair", torch.cat(slices, 1).to(dtype), persistent=False)
+        self.register_buffer("pair", torch.cat(slices, 1).to(dtype) if frames else None, persistent=False)
         self.register_buffer("bias", bias.to(dtype), persistent=False)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """uint8 `[patches, 3 * p * p]`, or `[patches, 2 * 3 * p * p]` of two frames, to `[patches, E]`."""
-        weight = self.weight if patches.shape[1] == self.weight.shape[1] else self.pair
+        weight = self.weight if self.pair is None or patches.shape[1] == self.weight.shape[1] else self.pair
         return F.linear(patches.to(weight.dtype) - 128, weight, self.bias)

@@ -75,7 +75,10 @@ class QwenVL:
         self._patch, self._merge = int(vision.patch_size), int(vision.spatial_merge_size)
         self.hidden_size = int(self.model.config.text_config.hidden_size)
         self.model.visual.patch_embed = FoldedPatchEmbed(
-            self.model.visual.patch_embed, architecture.mean, architecture.std
+            self.model.visual.patch_embed,
+            architecture.mean,
+            architecture.std,
+            frames=self.spec.video_slot is not None,
         )
         self._image_id = int(self.model.config.image_token_id)
         self._fix_template()
@@ -318,8 +321,9 @@ class QwenVL:
     def vision_key(self) -> bytes:
         """Equal where pictures have equal features: of the vision weights, their type and device."""
         visual = self.model.visual
-        # Patches fold the normalisation into weights: equal buffers stand for equal means and deviations.
-        return weights_key(self.spec.family, [*visual.parameters(), *visual.patch_embed.buffers()])
+        # Normalisation is folded into weights: equal ones stand for equal means and deviations.
+        folded = (visual.patch_embed.weight, visual.patch_embed.bias)
+        return weights_key(self.spec.family, [*visual.parameters(), *folded])
 
     def _vision(self, pictures: list[Picture]) -> list[Features]:
         width = max(picture.patches.shape[1] for picture in pictures)
