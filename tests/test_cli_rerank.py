@@ -83,7 +83,10 @@ def test_a_table_for_people(candidates: Path, capsys: pytest.CaptureFixture[str]
         ("{", "line 1: not valid JSON"),
         ('{"text": "a"}\n{"txt": "b"}', r"candidate 2: got ['txt']; allowed are"),
         ("[1]", "candidate 1: got int"),
-        ('{"text": "a", "score": "high"}', "score must be a number"),
+        ('{"text": "a", "score": "high"}', "candidate 1: score must be int or float"),
+        ('{"text": 5}', "text must be str"),
+        ('{"path": "a.pdf", "page": "x"}', "page must be int"),
+        ("\xff", "not valid JSON"),
     ],
 )
 def test_candidates_of_another_form_are_refused(
@@ -94,6 +97,16 @@ def test_candidates_of_another_form_are_refused(
     code, value, _ = run_json(capsys, "rerank", "x", "--candidates", path)
     assert (code, value["error"]["code"]) == (1, "input")
     assert said in value["error"]["message"]
+
+
+def test_lines_are_those_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes('\ufeff{"text": "a\u2028boat"}\n'.encode())
+    assert run_json(capsys, "rerank", "boat", "--candidates", path)[1][0]["relevance"] == 1.0
+    path.write_bytes(b"\xff\xfe")
+    code, value, _ = run_json(capsys, "rerank", "boat", "--candidates", path)
+    assert (code, value["error"]["code"]) == (1, "input")
+    assert "is not UTF-8" in value["error"]["message"]
 
 
 def test_no_candidates_and_no_query(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

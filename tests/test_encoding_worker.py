@@ -92,6 +92,32 @@ def test_plans_cover_everything_once_within_the_budget(lengths: list[int], budge
     assert longest == sorted(longest, reverse=True)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_new_model_in_a_forked_child_works() -> None:
+    script = """
+import os
+from PIL import Image
+from umr_plugins import Embedder
+items = [Image.new("RGB", (56, 56)), "x"]
+Embedder("umr-tiny").encode_documents(items)
+child = os.fork()
+if child == 0:
+    Embedder("umr-tiny").encode_documents(items)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # OpenMP's own threads do not survive fork either
+    made = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=environment,
+    )
+    assert made.stdout.strip() == "0"
+
+
 def test_models_keep_all_of_torchs_threads_whatever_the_pictures_pool_does() -> None:
     """The pool's threads compute alone; neither the model's nor later ones of the program inherit that."""
     script = """

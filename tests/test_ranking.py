@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from umr_plugins.errors import InputError, ItemError
@@ -46,6 +47,25 @@ def test_with_a_first_stage_ties_keep_its_order() -> None:
 def test_the_weight_of_a_task(query: str, documents: list[Item], weight: float) -> None:
     ranked = order(documents, [1.0] * len(documents), query=query, first_stage=[0.25] * len(documents))  # type: ignore[arg-type]
     assert [each.score for each in ranked] == pytest.approx([0.25 + weight] * len(documents))
+
+
+def test_only_documents_that_were_judged_decide_the_weight() -> None:
+    ranked = order([Item(image=PICTURE), Item("x")], [1.0, LOST], query="text", first_stage=[0.25, 0.25])
+    assert ranked[0].score == pytest.approx(0.75)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    ranked = order(texts(2), [0.1, 0.2], query="text", top_n=np.int64(1), weight=np.float32(0.5),
+                   first_stage=np.array([0.1, 0.2], np.float32))  # type: ignore[arg-type]  # fmt: skip
+    assert [each.index for each in ranked] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_n", True), ("top_n", 1.5), ("weight", True), ("first_stage", ["a"])]
+)
+def test_other_things_are_refused(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        order(texts(1), [0.1], query="text", **{name: value})  # type: ignore[arg-type]
 
 
 def test_scores_beyond_one_are_scaled() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import torch
 from PIL import Image
 
 from umr_plugins.backbones.features import FeatureCache
-from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError, ModelNotFoundError
-from umr_plugins.prompts.rerank import DOMAINS, PROMPTS, QUESTIONS, choose_prompt
+from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError
+from umr_plugins.prompts.rerank import DOMAINS, PROMPTS, QUESTIONS, RerankPrompt, choose_prompt
 from umr_plugins.reranker import Reranker, shared_reranker
 from umr_plugins.types import Item, PairScorer
 
@@ -164,6 +166,14 @@ def test_one_canvas_for_models_of_a_single_picture(
         assert each.prompt.count("<|image_pad|>") == 1
         assert ("on the left, the candidate's on the right" in each.prompt) == (each.index < 2)
     assert "Candidate: a caption" in str(ranked[1].prompt)
+    (clip,) = single.rank({"image": photo}, [Item(image=other, video=(photo, photo))])
+    assert "not video" in str(clip.error)
+    for prompt in ("lamra", "qwen3-vl-reranker", "Q: {query} D: {document}"):
+        asked = Reranker(qwen2_vl_folder, dtype="float32", max_images=1, max_image_tokens=64, prompt=prompt)
+        ranked = asked.rank({"image": photo}, documents[:1], explain=True)
+        said = str(ranked[0].prompt)
+        assert "<|vision_end|>The query's picture is on the left" in said
+        assert "NULL" not in said
     two = reranker.score({"image": photo}, [{"image": other}])
     assert abs(two[0] - float(ranked[0].relevance or 0)) > 1e-4
 
@@ -233,6 +243,34 @@ def test_an_instruction_is_asked_with(reranker: Reranker) -> None:
     (judged,) = reranker.rank(Item("a fox", instruction="Find the antonym."), ["a dog"], explain=True)
     assert "user\nFind the antonym.\nQuery: a fox\nCandidate: a dog\n" in str(judged.prompt)
     assert judged.relevance != reranker.rank("a fox", ["a dog"])[0].relevance
+
+
+def test_a_template_without_a_slot_for_it_keeps_the_instruction(qwen2_vl_folder: Path) -> None:
+    own = Reranker(qwen2_vl_folder, dtype="float32", prompt="Q: {query} D: {document} {answers}?")
+    (judged,) = own.rank(Item("a fox", instruction="Find the antonym."), ["a dog"], explain=True)
+    assert "user\nQ: Find the antonym. a fox D: a dog" in str(judged.prompt)
+
+
+def test_options_that_would_change_nothing_are_refused(qwen2_vl_folder: Path) -> None:
+    with pytest.raises(InputError, match="was trained with 'Yes' and 'No'"):
+        Reranker(qwen2_vl_folder, prompt="lamra", answers=("A", "B"))
+    with pytest.raises(InputError, match="domain='news' would change nothing"):
+        Reranker(qwen2_vl_folder, prompt="lamra", domain="news")
+    with pytest.raises(InputError, match="the positive and the negative answer"):
+        Reranker(qwen2_vl_folder, prompt=RerankPrompt("x", "{query}{document}", answers=("Yes",)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="its questions lack"):
+        Reranker(qwen2_vl_folder, prompt=RerankPrompt("x", "{query}{document}{question}", questions={}))
+    for given in ("1", True, -1):
+        with pytest.raises(InputError, match="feature_cache_bytes"):
+            Reranker(qwen2_vl_folder, feature_cache_bytes=given)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_batch_tokens"):
+        Reranker(qwen2_vl_folder, max_batch_tokens=0)
+
+
+def test_a_query_that_leaves_no_room_is_at_fault_itself(qwen2_vl_folder: Path) -> None:
+    short = Reranker(qwen2_vl_folder, dtype="float32", max_length=160, max_image_tokens=16)
+    with pytest.raises(ItemError, match="the query: its instruction, words and pictures take"):
+        short.rank(Item("a fox", instruction="Find " * 300), ["a dog"])
 
 
 def test_choices_and_other_answers(qwen2_vl_folder: Path) -> None:
@@ -322,6 +360,20 @@ def test_calibration_subtracts_what_the_form_alone_says(qwen2_vl_folder: Path) -
     assert calibrated.score("N/A", ["N/A"])[0] == pytest.approx(0.5, abs=1e-6)
 
 
+def test_a_bias_that_cant_be_measured_loses_nothing(
+    qwen2_vl_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated = Reranker(qwen2_vl_folder, dtype="float32", calibrate=True)
+
+    def fail(*_: object) -> float:
+        raise ItemError("model", "no memory", stage="encode")
+
+    monkeypatch.setattr(calibrated._judge, "prior", fail)
+    ranked = calibrated.rank("a fox", ["a dog", "a river"])
+    assert [(each.index, each.relevance) for each in ranked] == [(0, None), (1, None)]
+    assert "no memory" in str(ranked[0].error)
+
+
 def test_features_of_an_embedder_with_equal_vision_weights(
     qwen2_vl_folder: Path,
     gme_folder: Path,
@@ -395,10 +447,20 @@ def test_a_single_document_needs_a_list(reranker: Reranker) -> None:
         reranker.score("a fox", "a dog")
 
 
-@pytest.mark.parametrize("model", ["umr-tiny", "nvidia/MM-Embed"])
-def test_embedders_are_no_rerankers(model: str) -> None:
-    with pytest.raises((CheckpointError, ModelNotFoundError), match=r"not as reranker|no model"):
-        Reranker(model)
+def test_embedders_are_no_rerankers_nor_the_other_way_round(
+    mm_embed_folder: Path, qwen3_vl_reranker_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from umr_plugins.embedder import Embedder
+
+    with pytest.raises(CheckpointError, match="made to be used as embedder, not as reranker"):
+        Reranker("umr-tiny")
+    monkeypatch.setattr("umr_plugins.backbones.registry._download", lambda *_, **__: mm_embed_folder)
+    with pytest.raises(CheckpointError, match="made to be used as embedder, not as reranker"):
+        Reranker("nvidia/MM-Embed")
+    monkeypatch.setattr("umr_plugins.backbones.registry._download", lambda *_, **__: qwen3_vl_reranker_folder)
+    with pytest.raises(CheckpointError, match="made to be used as reranker, not as embedder"):
+        Embedder("Qwen/Qwen3-VL-Reranker-2B")
+    assert Reranker("Qwen/Qwen3-VL-Reranker-2B", dtype="float32").prompt.answers == ("yes", "no")
 
 
 def test_a_folder_of_an_embedder_is_refused(mm_embed_folder: Path, gme_folder: Path) -> None:
@@ -428,9 +490,34 @@ def test_a_chat_form_that_cant_be_written_is_refused(qwen2_vl_folder: Path, tmp_
         Reranker(tmp_path, dtype="float32")
 
 
+def test_what_the_message_says_to_write_beside_a_checkpoint_works(
+    llava_next_folder: Path, tmp_path: Path
+) -> None:
+    for path in llava_next_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["text_config"]["model_type"] = "llama"
+    raw["text_config"].pop("sliding_window", None)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"Write an umr\.json beside it with family, role"):
+        Reranker(tmp_path, dtype="float32")
+    sidecar = {"family": "llava_next", "role": "reranker", "template": "<s>USER: {body} ASSISTANT:"}
+    (tmp_path / "umr.json").write_text(json.dumps(sidecar))
+    (judged,) = Reranker(tmp_path, dtype="float32").rank("a fox", ["a dog"], explain=True)
+    assert str(judged.prompt).startswith("<s>USER: Judge a candidate")
+    (tmp_path / "umr.json").write_text(json.dumps(sidecar | {"template": "{instruction}{body}"}))
+    with pytest.raises(CheckpointError, match="chat form alone"):
+        Reranker(tmp_path, dtype="float32")
+
+
 def test_shared_and_closed(qwen2_vl_folder: Path) -> None:
     first = shared_reranker(qwen2_vl_folder, dtype="float32", adapter=None)
     assert shared_reranker(qwen2_vl_folder, dtype="float32") is first
+    assert shared_reranker(str(qwen2_vl_folder), dtype=torch.float32) is first
+    assert copy.deepcopy(first) is first
+    assert pickle.loads(pickle.dumps(first)) is first
+    first.close()
+    assert not shared_reranker(qwen2_vl_folder, dtype="float32").closed
     made = Reranker(qwen2_vl_folder, dtype="float32")
     made.close()
     with pytest.raises(Exception, match="closed"):

@@ -205,6 +205,32 @@ def test_nothing_shared_or_batched_changes_a_score(
             assert features.SHARED.hits > 0
 
 
+def test_what_prompts_have_in_common_is_computed_once(
+    pair: tuple[Reranker, Reference],
+    pictures: list[Image.Image],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reranker, _ = pair
+    backbone, tokens = reranker._judge.backbone, []
+    whole = backbone.inputs
+
+    def counted(items: Any) -> Any:
+        tokens.append(sum(item.length for item in items))
+        return whole(items)
+
+    monkeypatch.setattr(backbone, "inputs", counted)
+    query = as_dicts(queries(pictures))[2]
+    texts = [f"{word} dogs near the river" for word in ("two", "three", "four", "five", "six")]
+    reranker.score(query, texts[:1])
+    (alone,) = tokens
+    tokens.clear()
+    reranker.score(query, texts)
+    assert len(tokens) == 2  # the beginning, then one batch of endings
+    assert sum(tokens) < 2.5 * alone  # of five
+    assert "could not be computed once" not in caplog.text
+
+
 def test_the_prompt_is_what_was_judged(pair: tuple[Reranker, Reference], pictures: list[Image.Image]) -> None:
     reranker, reference = pair
     shown = [thing for thing in documents(pictures) if not forged(thing)]

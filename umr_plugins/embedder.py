@@ -104,7 +104,9 @@ class Embedder:
         """Where its files are."""
         self._dim = check_dim(dim, backbone.hidden_size)
         self._modalities = backbone.modalities
-        budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
+        budget = max_batch_tokens
+        if budget is None:
+            budget = 32_768 if self.device.type == "cuda" else 8_192
         self._engine = Engine(backbone, self._dim, positive("max_batch_tokens", budget))
         self._fingerprint = fingerprint(checkpoint, backbone, self._dim)
         self.config: dict[str, Any] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Literal
 
 from umr_plugins.errors import InputError, ItemError
@@ -29,10 +30,9 @@ def check_rank(
     Scores beyond [-1, 1] (BM25, say) are scaled to [0, 1] by their least and greatest, so that a weight means
     the same whatever the first stage was. If a score is missing, none is used.
     """
-    if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
+    if top_n is not None and not (_is(top_n, Integral) and top_n >= 1):
         raise InputError(f"top_n must be a whole number of at least 1, or None for all, got {top_n!r}")
-    wanted = weight is None or weight == "pure" or isinstance(weight, int | float)
-    if not wanted or isinstance(weight, bool) or (isinstance(weight, int | float) and not 0 <= weight < 1e9):
+    if weight is not None and weight != "pure" and not (_is(weight, Real) and 0 <= float(weight) < 1e9):
         raise InputError(
             'weight must be a number of at least 0, "pure" to order by relevance alone, or None for the '
             f"task's own; got {weight!r}"
@@ -43,7 +43,10 @@ def check_rank(
         raise InputError(f"first_stage needs a score per document: {total} documents, {len(first_stage)}")
     if any(score is None for score in first_stage):
         return None
-    scores = [float(score) for score in first_stage if score is not None]
+    try:
+        scores = [float(score) for score in first_stage if score is not None]
+    except (TypeError, ValueError):
+        raise InputError(f"first_stage scores must be numbers, got {list(first_stage)[:5]!r}") from None
     bad = [index for index, score in enumerate(scores) if not math.isfinite(score)]
     if bad:
         raise InputError(f"first_stage scores must be finite numbers; those of documents {bad[:10]} are not")
@@ -53,12 +56,18 @@ def check_rank(
     return [(score - low) / (high - low) if high > low else 0.0 for score in scores]
 
 
+def _is(value: object, kind: type) -> bool:
+    """Whether it is a number of a kind; numpy's count, truth values do not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def weight_of(weight: Weight, query: Modality, documents: Sequence[Item]) -> float:
     """The number behind a weight: one for the whole list, so that scores in it can be compared.
 
-    `None` is `DEFAULT_WEIGHT`, or the task's of `TASK_WEIGHTS` where all documents are of one modality.
+    `None` is `DEFAULT_WEIGHT`, or the task's of `TASK_WEIGHTS` where all documents that were judged are of
+    one modality.
     """
-    if isinstance(weight, int | float):
+    if weight is not None and weight != "pure":
         return float(weight)
     found = {item.modality for item in documents}
     return TASK_WEIGHTS.get((query, found.pop()), DEFAULT_WEIGHT) if len(found) == 1 else DEFAULT_WEIGHT
@@ -86,7 +95,10 @@ def order(
         prompts: the strings that were judged.
     """
     scores = check_rank(len(items), top_n, first_stage, weight)
-    share = weight_of(weight, query, items)
+    judged_items = [
+        item for item, outcome in zip(items, outcomes, strict=True) if not isinstance(outcome, ItemError)
+    ]
+    share = weight_of(weight, query, judged_items)
     base = sorted(range(len(items)), key=lambda index: 0.0 if scores is None else -scores[index])
 
     def ranked(index: int) -> RankedItem:

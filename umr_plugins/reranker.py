@@ -8,6 +8,7 @@ import json
 import math
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from umr_plugins.types import FloatArray, Item, ItemLike, Modality, RankedItem, 
 if TYPE_CHECKING:
     from umr_plugins.backbones.base import Backbone
 
+_PRIORS = 256  # biases kept, by modalities and instruction
 _TOKENS = re.compile(r"<\|\w+\|>|</?s>|<image>")
 
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
@@ -61,7 +63,8 @@ class Reranker:
         max_images: most pictures in one prompt; with 1, a query's and a document's go onto one canvas.
         max_length: tokens of a prompt; a longer document is cut at its end, with a warning.
         max_batch_tokens: budget of one forward pass; lower it when memory is short.
-        feature_cache_bytes: room for visual features in this process; 0 keeps none.
+        feature_cache_bytes: room for visual features in this process, shared by all its models: the largest
+            wish counts, and stays for the life of the process; 0 asks for none.
         revision: branch, tag or commit of a hub id.
         adapter: folder or hub id of a LoRA adapter as peft saves it, merged into the weights.
 
@@ -97,7 +100,8 @@ class Reranker:
                 f"domain must be one of {list(DOMAINS)}, got {domain!r}"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        if isinstance(feature_cache_bytes, bool) or feature_cache_bytes < 0:
+        wrong = isinstance(feature_cache_bytes, bool) or not isinstance(feature_cache_bytes, int)
+        if wrong or feature_cache_bytes < 0:
             raise InputError(f"feature_cache_bytes must be 0 or more, got {feature_cache_bytes!r}")
         checkpoint = resolve(model, revision, role="reranker")
         if adapter is not None:
@@ -114,6 +118,11 @@ class Reranker:
         positive("max_images", spec.max_images)
         self.prompt = checked if prompt is not None else choose_prompt(None, answers, spec.prompt)
         """What the model is asked."""
+        if domain != "general" and "{question}" not in self.prompt.template:
+            raise InputError(
+                f"the prompt {self.prompt.name!r} asks no question of ours, so domain={domain!r} would "
+                'change nothing; leave it away, or use prompt="judge"'
+            )
         self.calibrate = calibrate
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, spec, self.device)
@@ -126,12 +135,14 @@ class Reranker:
         check_rendering(backbone, self.prompt)
         ids = answer_ids(backbone, self.prompt)
         rows = head_rows(checkpoint, backbone, [*ids[0], *ids[1]])
-        budget = max_batch_tokens or (32_768 if self.device.type == "cuda" else 8_192)
+        budget = max_batch_tokens
+        if budget is None:
+            budget = 32_768 if self.device.type == "cuda" else 8_192
         SHARED.reserve(feature_cache_bytes)
         self._judge = Judge(
             backbone, self.prompt, domain, rows, len(ids[0]), positive("max_batch_tokens", budget)
         )
-        self._priors: dict[tuple[Modality, Modality, str | None], float] = {}
+        self._priors: OrderedDict[tuple[Modality, Modality, str | None], float] = OrderedDict()
         said: dict[str, Any] = {
             "prompt": prompt,
             "answers": answers,
@@ -147,12 +158,19 @@ class Reranker:
             **{name: value for name, value in said.items() if value is not None},
         }
         """Keyword arguments that make a reranker of the same judgements."""
-        self._machine = {
+        self._machine: dict[str, Any] = {
             "device": None if device is None else str(self.device),
             "dtype": None if dtype is None else str(self.dtype).removeprefix("torch."),
             "max_batch_tokens": max_batch_tokens,
-            "feature_cache_bytes": feature_cache_bytes,
         }
+        if feature_cache_bytes != FEATURE_CACHE_BYTES:
+            self._machine["feature_cache_bytes"] = feature_cache_bytes
+
+    def __copy__(self) -> Reranker:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reranker:
+        return self  # nothing of it changes but caches; a copy would load the weights again
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Weights and threads don't travel: the receiving process loads the model, once.
@@ -249,10 +267,19 @@ class Reranker:
         odds = judged.log_odds
         if self.calibrate:
             key = (query.modality, document.modality, query.instruction)
-            if key not in self._priors:
-                self._priors[key] = self._judge.prior(query, document)
-            odds -= self._priors[key]
+            try:
+                odds -= self._prior(key, query, document)
+            except ItemError as error:
+                return error.at(index)
         return sigmoid(odds)
+
+    def _prior(self, key: tuple[Modality, Modality, str | None], query: Item, document: Item) -> float:
+        found = self._priors.get(key)
+        if found is None:
+            found = self._priors[key] = self._judge.prior(query, document)
+            if len(self._priors) > _PRIORS:
+                self._priors.popitem(last=False)
+        return found
 
     def info(self) -> dict[str, Any]:
         """What is loaded, as JSON values."""
@@ -263,6 +290,11 @@ class Reranker:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._judge.worker.closed
 
     def close(self) -> None:
         """End the worker thread. Later calls raise."""
@@ -345,14 +377,15 @@ def shared_reranker(model: str | Path = DEFAULT_MODEL, **options: Any) -> Rerank
 
     Framework objects are copied, pickled and rebuilt freely; through this they share one set of weights.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    folder = Path(model).expanduser()
+    named = str(folder.resolve() if folder.is_dir() else model)
     key = json.dumps(
-        {"model": str(model), **{k: v for k, v in options.items() if v is not None}},
-        sort_keys=True,
-        default=str,
+        {"model": named, **given}, sort_keys=True, default=lambda value: str(value).removeprefix("torch.")
     )
     with _shared_lock:
-        if key not in _shared:
-            _shared[key] = Reranker(model, **options)
+        if key not in _shared or _shared[key].closed:
+            _shared[key] = Reranker(model, **given)
         return _shared[key]
 
 

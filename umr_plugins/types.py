@@ -196,6 +196,12 @@ class Hit:
         """The item's text (for a PDF page its text layer, whatever was embedded)."""
         return self.item.text
 
+    @property
+    def embedded(self) -> Item:
+        """What was embedded: a page that was embedded as a picture without the text layer kept beside it."""
+        item = self.item
+        return Item(None, item.image, item.images, item.video) if self.modality == "image" else item
+
 
 @dataclass(frozen=True)
 class RankedItem:

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from umr_plugins.backbones.rerankers import KNOWN_RERANKERS, reranker_spec
+from umr_plugins.backbones.rerankers import INSTRUCT, KNOWN_RERANKERS, reranker_spec
 from umr_plugins.backbones.spec import (
     BUNDLED,
     FAMILIES,
@@ -31,7 +31,7 @@ from umr_plugins.backbones.spec import (
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
+FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _open(
     model_type = str(config.get("model_type"))
     sidecar = folder / "umr.json"
     if sidecar.is_file():
-        spec = _from_sidecar(sidecar)
+        spec = _from_sidecar(sidecar, model_type)
     elif given in (KNOWN if role == "embedder" else KNOWN_RERANKERS):
         spec = (KNOWN if role == "embedder" else KNOWN_RERANKERS)[given]
     elif given in KNOWN or (given in KNOWN_RERANKERS and KNOWN_RERANKERS[given].prompt != "judge"):
@@ -201,13 +201,22 @@ def _from_config(folder: Path, config: dict[str, Any], model_type: str) -> Model
     )
 
 
-def _from_sidecar(path: Path) -> ModelSpec:
+def _from_sidecar(path: Path, model_type: str) -> ModelSpec:
     fields = {key: value for key, value in _read_json(path).items() if key != "format"}
     known = {field.name for field in dataclasses.fields(ModelSpec)}
     unknown = sorted(set(fields) - known)
     if unknown:
         raise CheckpointError(f"{path}: unknown keys {unknown}; allowed are {sorted(known)}")
-    spec = ModelSpec(**{"name": path.parent.name, **fields})
+    given = {"name": path.parent.name, **fields}
+    if fields.get("role") == "reranker" and model_type in INSTRUCT:
+        spec = dataclasses.replace(INSTRUCT[model_type], **given)
+        if "{instruction}" in spec.template:
+            raise CheckpointError(
+                f"{path}: the template of a reranker is its chat form alone, with {{body}} where the prompt "
+                "goes; {instruction} belongs to the prompt"
+            )
+    else:
+        spec = ModelSpec(**given)
     for template in (spec.template, spec.bare_template, spec.document_template):
         if template is not None and (template.count("{body}") != 1 or template.count("{instruction}") > 1):
             raise CheckpointError(f"{path}: a template needs {{body}} once and {{instruction}} at most once")

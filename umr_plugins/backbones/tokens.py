@@ -36,7 +36,8 @@ class TextTokenizer:
         # The vocabulary is large: hash before building, once.
         self.sha256 = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
         self._plain = Tokenizer.from_str(json.dumps({**raw, "added_tokens": []}))
-        self._names = re.compile("|".join(re.escape(name) for name in sorted(added, key=len, reverse=True)))
+        names = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
+        self._names = re.compile(names or r"(?!)")
 
     def text(self, texts: list[str], limit: int | None = None) -> list[list[int]]:
         """Ids of user texts; no id is that of an added token.

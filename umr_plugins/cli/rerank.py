@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 
 HELP = "judge candidates against a query with a multimodal language model"
 
-_KEYS = ("id", "text", "image", "path", "page", "score", "modality")
+_KEYS: dict[str, tuple[type, ...]] = {
+    "id": (str, int),
+    "text": (str,),
+    "image": (str,),
+    "path": (str,),
+    "page": (int,),
+    "score": (int, float),
+    "modality": (str,),
+    "relevance": (int, float),
+    "error": (str,),
+    "prompt": (str,),
+}
+"""What a candidate may hold: also what an earlier reranking wrote."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,19 +87,24 @@ def read(source: str) -> list[dict[str, Any]]:
         path = Path(source).expanduser()
         if not path.is_file():
             raise InputError(f"there is no file {source}; --candidates takes JSON, or - for standard input")
-        raw = path.read_text(encoding="utf-8")
+        try:
+            raw = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source} is not UTF-8 ({error}); --candidates takes JSON") from None
     if raw.lstrip().startswith("["):
         numbered = list(enumerate(_parsed(raw, "the candidates"), start=1))
     else:
-        lines = [(number, line) for number, line in enumerate(raw.splitlines(), start=1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(raw.split("\n"), start=1) if line.strip()]
         numbered = [(number, _parsed(line, f"line {number}")) for number, line in lines]
     for number, row in numbered:
         if not isinstance(row, dict) or set(row) - set(_KEYS):
             found = sorted(set(row) - set(_KEYS)) if isinstance(row, dict) else type(row).__name__
             raise InputError(f"candidate {number}: got {found}; allowed are objects with {list(_KEYS)}")
-        score = row.get("score")
-        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-            raise InputError(f"candidate {number}: score must be a number or absent, got {score!r}")
+        for key, value in row.items():
+            kinds = _KEYS[key]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                named = " or ".join(kind.__name__ for kind in kinds)
+                raise InputError(f"candidate {number}: {key} must be {named} or absent, got {value!r}")
     return [row for _, row in numbered]
 
 

@@ -16,7 +16,7 @@ from umr_plugins.cli.arguments import (
     open_existing,
     positive,
 )
-from umr_plugins.cli.console import DEMO_NOTE, DONE, emit, hit_row, note, place, say, table
+from umr_plugins.cli.console import DEMO_NOTE, DONE, SOME_REFUSED, emit, hit_row, note, place, say, table
 from umr_plugins.types import Hit, Item, RankedItem
 
 HELP = "search an index by text, picture or both"
@@ -63,18 +63,19 @@ def run(args: argparse.Namespace) -> int:
             hits = [dataclasses.replace(hits[each.index], score=each.score) for each in ranked]
         if args.html is not None:
             write_page(args.html, query, hits, [Path(root) for root in facts["roots"]], demo=facts["demo"])
+    refused = [(hit, each.error) for hit, each in zip(hits, ranked or [], strict=False) if each.error]
+    for hit, error in refused:
+        note(f"not judged: {place(hit.path, hit.page, hit.id)}: {error.reason} [{error.code}]")
+    code = SOME_REFUSED if refused else DONE
     if args.json:
         emit([hit_row(hit) for hit in hits] if ranked is None else [*map(judged_row, hits, ranked)])
-        return DONE
+        return code
     if facts["demo"]:
         note(f"Note: {DEMO_NOTE}")
     say(as_table(hits, ranked) if hits else "Nothing found.")
-    for hit, each in zip(hits, ranked or [], strict=False):
-        if each.error is not None:
-            note(f"not judged: {place(hit.path, hit.page, hit.id)}: {each.error.reason} [{each.error.code}]")
     if args.html is not None:
         note(f"Page with previews: {args.html}")
-    return DONE
+    return code
 
 
 def rerank(query: Item, hits: list[Hit], args: argparse.Namespace) -> list[RankedItem]:
@@ -85,7 +86,7 @@ def rerank(query: Item, hits: list[Hit], args: argparse.Namespace) -> list[Ranke
         return []
     reranker = Reranker(args.rerank_model or RERANK_MODEL)
     return reranker.rank(
-        query, [hit.item for hit in hits], args.k, [hit.score for hit in hits], weight=args.weight
+        query, [hit.embedded for hit in hits], args.k, [hit.score for hit in hits], weight=args.weight
     )
 
 

@@ -15,7 +15,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -280,16 +279,27 @@ def _checked(engine: Engine, hidden: torch.Tensor) -> list[FloatArray | ItemErro
     ]
 
 
+_pools: dict[int, ThreadPoolExecutor] = {}
 _pool_lock = threading.Lock()
 
 
 def media_pool() -> ThreadPoolExecutor:
     """The threads that prepare pictures for every model of this process."""
     with _pool_lock:
-        return _started_pool()
+        if os.getpid() not in _pools:  # threads do not survive fork
+            _pools[os.getpid()] = _started_pool()
+        return _pools[os.getpid()]
 
 
-@lru_cache(maxsize=1)
+def _unlock_child() -> None:
+    global _pool_lock
+    _pool_lock = threading.Lock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_child)
+
+
 def _started_pool() -> ThreadPoolExecutor:
     """Decoding and resizing release the interpreter lock; one intra-op thread each spares the model."""
     size, threads = min(8, os.cpu_count() or 1), torch.get_num_threads()

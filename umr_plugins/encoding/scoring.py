@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 WINDOW = 32
 """Documents that are prepared and sorted together; bounds memory whatever the number of documents."""
 
+_FAILURES = (RuntimeError, IndexError, ValueError)  # torch.OutOfMemoryError is a RuntimeError
+
 _QUERY_SHARE = 4  # a query's words may take a quarter of the context
 
 
@@ -58,6 +60,8 @@ class _Side:
 
     item: Item
     pictures: tuple[Picture, ...]
+    canvas: bool = False
+    """Whether its picture shares a canvas, which stands in the query."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class Judge:
             ItemError: the query can't be read, or its words and pictures alone fill the context.
         """
         asked = self._side(self._shortened(query))
+        self.worker.run(self._check_room, asked)
         call = _Call(self, asked)
         waiting: deque[list[Future[_Draft]]] = deque()
         for window in chunks(enumerate(documents), WINDOW):
@@ -158,6 +163,21 @@ class Judge:
                 _ = picture.key  # hashed here, on a thread that does not hold up the model
         return _Side(item, pictures)
 
+    def _check_room(self, query: _Side) -> None:
+        """Refuse a query that leaves no room for any document; else every document would seem at fault."""
+        most = self.backbone.spec.max_length
+        empty = _Side(Item(""), ())
+        length = self._prepare(
+            self._pieces(query, empty, self._question(query.item, empty.item))
+        ).prepared.length
+        if length >= most:
+            raise ItemError(
+                "too_large",
+                f"its instruction, words and pictures take {length} tokens with the prompt and leave no room "
+                f"for a document within max_length={most}; shorten the instruction, lower max_image_tokens "
+                "or raise max_length",
+            )
+
     def _shortened(self, query: Item) -> Item:
         limit = self.backbone.spec.max_length // _QUERY_SHARE
         count = self.worker.run(self.backbone.count_tokens, query.text or "")
@@ -173,7 +193,7 @@ class Judge:
         return Item(text, query.image, query.images, query.video, query.instruction)
 
     def _question(self, query: Item, document: Item, *, canvas: bool = False) -> str:
-        asked = self.prompt.questions[(query.modality, document.modality, self.domain)]
+        asked = self.prompt.questions.get((query.modality, document.modality, self.domain), "")
         return (CANVAS if canvas else "") + asked
 
     def _pieces(self, query: _Side, document: _Side, question: str) -> list[Piece]:
@@ -182,12 +202,15 @@ class Judge:
         words = query.item.text or prompt.empty * (not query.pictures)
         if prompt.instruct_query and query.item.instruction:
             words = f"{query.item.instruction} {words}".rstrip()
+        if document.canvas and "{question}" not in prompt.template:
+            words = CANVAS + words
+        shown = document.pictures or document.canvas
         user = {
             "instruction": [Piece(said)],
             "query": [*(Piece(picture=each) for each in query.pictures), Piece(words)],
             "document": [
                 *(Piece(picture=each) for each in document.pictures),
-                Piece(document.item.text or prompt.empty * (not document.pictures)),
+                Piece(document.item.text or prompt.empty * (not shown)),
             ],
             "question": [Piece(question, fixed=True)],
             "answers": [Piece(prompt.offered(), fixed=True)],
@@ -206,8 +229,8 @@ class Judge:
     def _prefill(self, beginning: Prepared) -> Prefix | None:
         try:
             return prefill(self.backbone, beginning)
-        except RuntimeError as error:  # too long to keep: each prompt then runs whole
-            _log.warning("the query's part could not be computed once (%s)", type(error).__name__)
+        except _FAILURES as error:  # too long to keep: each prompt then runs whole
+            _log.warning("the query's part could not be computed once: %s", error)
             return None
 
     def _log_odds(
@@ -228,7 +251,7 @@ class Judge:
                 )
                 for value in odds.tolist()
             ]
-        except RuntimeError as error:  # torch.OutOfMemoryError among them
+        except _FAILURES as error:
             if len(prompts) == 1:
                 _log.warning(
                     "the model failed on a prompt of %d tokens: %s", prompts[0].length, type(error).__name__
@@ -254,6 +277,7 @@ class _Call:
         self.query = query
         self.truncated = 0
         self._prefix: Prefix | None = None
+        self._tried = False
         self._known: dict[bytes, float | ItemError] = {}
 
     def draft(self, index: int, value: ItemLike) -> _Draft:
@@ -265,8 +289,9 @@ class _Call:
             if count <= backbone.spec.max_images:
                 return _Draft(self.owner._side(item))
             if len(query.item.pictures) == len(item.pictures) == 1:
+                backbone.check(item)
                 both = side_by_side(query.item.pictures[0], item.pictures[0])
-                return _Draft(_Side(item, ()), backbone.picture(both))
+                return _Draft(_Side(item, (), canvas=True), backbone.picture(both))
             raise ItemError(
                 "unsupported",
                 f"{backbone.spec.name} takes {backbone.spec.max_images} pictures in a prompt at most; query "
@@ -310,7 +335,8 @@ class _Call:
 
         def written(text: str) -> _Ready:
             item = Item(text, document.item.image, document.item.images)
-            return owner._prepare(owner._pieces(query, _Side(item, document.pictures), question))
+            side = _Side(item, document.pictures, document.canvas)
+            return owner._prepare(owner._pieces(query, side, question))
 
         whole = document.item.text or ""
         text = bounded(whole, most)  # a book in one string costs milliseconds
@@ -336,7 +362,8 @@ class _Call:
         if not fresh:
             return
         owner, keys, prompts = self.owner, list(fresh), list(fresh.values())
-        if owner.share_prefix and self._prefix is None and len(prompts) > 1:
+        if owner.share_prefix and not self._tried and len(prompts) > 1:
+            self._tried = True
             shared = min(common(prompts[0], prompt) for prompt in prompts[1:])
             beginning = part(prompts[0], 0, min([shared, *(prompt.length - 1 for prompt in prompts)]))
             if beginning.length:

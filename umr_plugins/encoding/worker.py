@@ -41,6 +41,11 @@ class Worker:
         self._thread.start()
         weakref.finalize(self, self._queue.put, None)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more work."""
+        return self._closed
+
     def submit(self, call: Callable[..., T], *args: Any) -> Future[T]:
         """Queue `call(*args)`; a future cancelled before its turn never runs."""
         future: Future[T] = Future()

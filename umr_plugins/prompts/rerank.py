@@ -147,7 +147,13 @@ def choose_prompt(
     elif prompt is None or prompt in PROMPTS:
         chosen = PROMPTS[prompt or default]
     elif isinstance(prompt, str) and "{" in prompt:
-        chosen = dataclasses.replace(PROMPTS["judge"], name="custom", template=prompt)
+        # Without a slot of its own an instruction goes before the query's words: it is never dropped.
+        chosen = dataclasses.replace(
+            PROMPTS["judge"],
+            name="custom",
+            template=prompt,
+            instruct_query="{instruction}" not in prompt,
+        )
     else:
         near = difflib.get_close_matches(str(prompt), PROMPTS, n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
@@ -155,8 +161,12 @@ def choose_prompt(
             f"prompt must be one of {sorted(PROMPTS)} or a template with {{query}} and {{document}}, got "
             f"{prompt!r}{meant}"
         )
-    if answers is not None:
-        chosen = dataclasses.replace(chosen, answers=_two(answers))
+    if answers is not None and chosen.name in PROMPTS and "{answers}" not in chosen.template:
+        raise InputError(
+            f"the prompt {chosen.name!r} was trained with {chosen.answers[0]!r} and {chosen.answers[1]!r} "
+            f"and offers no others; leave answers away, or give a template of your own; got {answers!r}"
+        )
+    chosen = dataclasses.replace(chosen, answers=_two(chosen.answers if answers is None else answers))
     _check(chosen)
     return chosen
 
@@ -187,6 +197,13 @@ def _check(prompt: RerankPrompt) -> None:
         raise InputError(
             "the prompt template needs {query} before {document}: the query's part is computed once for all "
             f"documents; got {prompt.template!r}"
+        )
+    missing = set(QUESTIONS) - set(prompt.questions) if "question" in found else set()
+    if missing:
+        raise InputError(
+            f"the prompt's template has {{question}}, but its questions lack {sorted(missing)[:3]} and so "
+            f"on; there must be one for each of the {len(QUESTIONS)} keys of "
+            "umr_plugins.prompts.rerank.QUESTIONS"
         )
     before = prompt.template.split("{document}")[0]
     late = [slot for slot in ("question", "answers") if f"{{{slot}}}" in before]

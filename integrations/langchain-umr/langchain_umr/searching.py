@@ -185,7 +185,7 @@ class StoreReader(VectorStore):
         Nothing in the documents but their ids counts, so pictures are those that were added here.
         """
         ids = list(dict.fromkeys(document.id for document in documents if document.id))
-        items = {hit.id: _embedded(hit) for hit in self.index.get(ids)}
+        items = {hit.id: hit.embedded for hit in self.index.get(ids)}
         return [items.get(document.id) if document.id else None for document in documents]
 
     async def asimilarity_search_by_image(
@@ -223,7 +223,7 @@ class StoreReader(VectorStore):
         if isinstance(query, Document):
             stored = self._stored(query)
             if stored is not None:
-                return _embedded(stored)
+                return stored.embedded
         return to_item(query)
 
     def _stored(self, document: Document) -> Hit | None:
@@ -234,12 +234,6 @@ class StoreReader(VectorStore):
 
     def _document(self, hit: Hit) -> Document:
         return to_document(hit, self.image_keys)
-
-
-def _embedded(hit: Hit) -> Item:
-    """What was embedded of a row: of a page without the text layer that is only kept beside it."""
-    item = hit.item
-    return Item(None, item.image, item.images, item.video) if hit.modality == "image" else item
 
 
 def relevance(cosine: float) -> float:
