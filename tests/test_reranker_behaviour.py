@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from umr_plugins.backbones.features import FeatureCache
-from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError
+from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError, ModelNotFoundError
 from umr_plugins.prompts.rerank import DOMAINS, PROMPTS, QUESTIONS, RerankPrompt, choose_prompt
 from umr_plugins.reranker import Reranker, shared_reranker
 from umr_plugins.types import Item, PairScorer
@@ -335,6 +335,17 @@ def test_domains_ask_about_captions(qwen2_vl_folder: Path, photo: Image.Image) -
         Reranker(qwen2_vl_folder, domain="fashon")  # type: ignore[arg-type]
 
 
+def test_a_folder_that_does_not_say_it_is_qwen3_vl_reranker(qwen3_vl_folder: Path) -> None:
+    told = Reranker(qwen3_vl_folder, dtype="float32", prompt="qwen3-vl-reranker")
+    (judged,) = told.rank("a fox", ["a dog"], explain=True)
+    assert str(judged.prompt) == (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+        'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Given a search query, retrieve relevant candidates that answer the query.<Query>:a fox\n"
+        "<Document>:a dog<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_lamra_is_asked_as_it_was_trained(qwen2_vl_folder: Path) -> None:
     lamra = Reranker(qwen2_vl_folder, dtype="float32", prompt="lamra")
     (judged,) = lamra.rank(Item("a fox", instruction="Find it."), ["a dog"], explain=True)
@@ -461,6 +472,15 @@ def test_embedders_are_no_rerankers_nor_the_other_way_round(
     with pytest.raises(CheckpointError, match="made to be used as reranker, not as embedder"):
         Embedder("Qwen/Qwen3-VL-Reranker-2B")
     assert Reranker("Qwen/Qwen3-VL-Reranker-2B", dtype="float32").prompt.answers == ("yes", "no")
+
+
+def test_a_model_that_cant_be_had_is_told_in_terms_of_rerankers() -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        Reranker("Qwen/Qwen2-VL-2B-Instrukt")
+    said = str(caught.value)
+    assert "Did you mean 'Qwen/Qwen2-VL-2B-Instruct'?" in said
+    assert 'Reranker("/models/' in said
+    assert "umr-tiny" not in said
 
 
 def test_a_folder_of_an_embedder_is_refused(mm_embed_folder: Path, gme_folder: Path) -> None:

@@ -20,6 +20,7 @@ from umr_plugins.backbones.features import SHARED
 from umr_plugins.backbones.head import head_rows
 from umr_plugins.backbones.load import load_backbone
 from umr_plugins.backbones.registry import describe, resolve, resolve_adapter
+from umr_plugins.backbones.rerankers import QWEN3_VL_RERANKER
 from umr_plugins.encoding.options import check_spec, choose_device, choose_dtype, positive
 from umr_plugins.encoding.scoring import Judge, Judgement
 from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError
@@ -114,6 +115,10 @@ class Reranker:
         }
         given = {name: value for name, value in options.items() if value is not None}
         spec = dataclasses.replace(checkpoint.spec, **given)  # type: ignore[arg-type]  # checked just below
+        if prompt == QWEN3_VL_RERANKER.prompt and spec.family == QWEN3_VL_RERANKER.family:
+            spec = dataclasses.replace(
+                spec, template=QWEN3_VL_RERANKER.template
+            )  # its system turn is part of it
         check_spec(spec)
         positive("max_images", spec.max_images)
         self.prompt = checked if prompt is not None else choose_prompt(None, answers, spec.prompt)

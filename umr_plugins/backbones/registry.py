@@ -31,6 +31,7 @@ from umr_plugins.backbones.spec import (
 from umr_plugins.errors import CheckpointError, InputError, ModelNotFoundError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_ID = "it has not the form of a hub id (owner/name)"
 FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken", "*.model"]
 
 
@@ -83,8 +84,8 @@ def resolve(
             raise InputError(f"revision={revision!r} belongs to a hub id; {given!r} is a folder")
         return _open(given, folder.resolve(), "folder", None, role)
     if not _HUB_ID.fullmatch(given) or folder.is_absolute():
-        raise ModelNotFoundError(_not_found(given, "it has not the form of a hub id (owner/name)"))
-    return _open(given, _download(given, revision, download=download), "hub", revision, role)
+        raise ModelNotFoundError(_not_found(given, _NO_ID, role))
+    return _open(given, _download(given, revision, download=download, role=role), "hub", revision, role)
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
@@ -110,7 +111,9 @@ def resolve_adapter(adapter: str | Path) -> Path:
     ) from cause
 
 
-def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Path:
+def _download(
+    hub_id: str, revision: str | None, *, download: bool = True, role: ModelRole = "embedder"
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -122,18 +125,27 @@ def _download(hub_id: str, revision: str | None, *, download: bool = True) -> Pa
         at = f" at revision {revision!r}" if revision else ""
         cause = type(error).__name__
         raise ModelNotFoundError(
-            _not_found(hub_id, f"the hub could not deliver it{at} and the local cache has no copy ({cause})")
+            _not_found(
+                hub_id, f"the hub could not deliver it{at} and the local cache has no copy ({cause})", role
+            )
         ) from error
 
 
-def _not_found(given: str, hub: str) -> str:
-    near = difflib.get_close_matches(given, [*BUNDLED, *KNOWN, *KNOWN_RERANKERS], n=1)
+def _not_found(given: str, hub: str, role: ModelRole) -> str:
+    embeds = role == "embedder"
+    near = difflib.get_close_matches(given, [*BUNDLED, *KNOWN] if embeds else [*KNOWN_RERANKERS], n=1)
     meant = f" Did you mean {near[0]!r}?" if near and near[0] != given else ""
+    bundled = f"the bundled models {sorted(BUNDLED)} (no such name), " if embeds else ""
+    example = 'Embedder("/models/gme-2b")' if embeds else 'Reranker("/models/qwen2-vl-2b-instruct")'
+    offline = (
+        '; or try everything offline with the small demonstration model: Embedder("umr-tiny")'
+        if embeds
+        else ". There is no demonstration model for reranking"
+    )
     return (
-        f"no model {given!r}.{meant} Tried: the bundled models {sorted(BUNDLED)} (no such name), a local "
-        f"folder (none at that path), the Hugging Face hub ({hub}). What you can do: download the checkpoint "
-        'on a machine that reaches the hub and pass its folder, e.g. Embedder("/models/gme-2b"); or try '
-        'everything offline with the small demonstration model: Embedder("umr-tiny").'
+        f"no model {given!r}.{meant} Tried: {bundled}a local folder (none at that path), the Hugging Face "
+        f"hub ({hub}). What you can do: download the checkpoint on a machine that reaches the hub and pass its "
+        f"folder, e.g. {example}{offline}."
     )
 
 
