@@ -104,7 +104,7 @@ def resolve_adapter(adapter: str | Path) -> Path:
         tried = "the hub could not deliver it and the local cache has no copy"
         cause: ModelNotFoundError | None = error
     else:
-        tried, cause = "it has not the form of a hub id (owner/name)", None
+        tried, cause = _NO_ID, None
     raise ModelNotFoundError(
         f"no adapter {str(adapter)!r}: there is no such folder, and {tried}. Pass the folder that holds "
         "adapter_config.json and adapter_model.safetensors"
@@ -144,8 +144,8 @@ def _not_found(given: str, hub: str, role: ModelRole) -> str:
     )
     return (
         f"no model {given!r}.{meant} Tried: {bundled}a local folder (none at that path), the Hugging Face "
-        f"hub ({hub}). What you can do: download the checkpoint on a machine that reaches the hub and pass its "
-        f"folder, e.g. {example}{offline}."
+        f"hub ({hub}). What you can do: download the checkpoint on a machine that reaches the hub and pass "
+        f"its folder, e.g. {example}{offline}."
     )
 
 
