@@ -1,6 +1,6 @@
 """Checkpoints that judge instead of embedding, as data: their chat form, picture rule and prompt.
 
-Any instruct checkpoint of a supported family is a reranker (MM-Embed, arXiv 2411.02571, section 5.3, asks an
+Any instruct checkpoint of a supported family is a reranker (MM-Embed, arXiv 2411.02571, asks an
 off-the-shelf LLaVA-NeXT); some are trained to be one. Imports no torch.
 """
 

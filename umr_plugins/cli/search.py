@@ -21,7 +21,7 @@ from umr_plugins.types import Hit, Item, RankedItem
 
 HELP = "search an index by text, picture or both"
 RERANK_DEPTH = 10
-"""Answers that are judged at the least, as MM-Embed's reranker does (arXiv 2411.02571, section 5.3)."""
+"""Answers that are judged at the least, as MM-Embed's reranker does (arXiv 2411.02571)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

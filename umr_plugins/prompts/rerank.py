@@ -1,7 +1,7 @@
 """What a reranking model is asked, as data: one question per (query, document, domain).
 
 The query comes first in every prompt, so that its part is computed once for all documents. The questions
-follow MM-Embed's zero-shot reranker (arXiv 2411.02571, section 5.3), whose published prompts cover captions;
+follow MM-Embed's zero-shot reranker (arXiv 2411.02571), whose published prompts cover captions;
 the others are our wording. Imports no torch.
 """
 
