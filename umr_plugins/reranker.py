@@ -1,4 +1,4 @@
-"""`Reranker`: a multimodal language model judges which documents answer a query (MM-Embed, arXiv 2411.02571)."""
+"""`Reranker`: a multimodal model judges which documents answer a query (MM-Embed, arXiv 2411.02571)."""
 
 from __future__ import annotations
 
