@@ -6,12 +6,11 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +20,15 @@ from umr_plugins.backbones.head import head_rows
 from umr_plugins.backbones.load import load_backbone
 from umr_plugins.backbones.registry import describe, resolve, resolve_adapter
 from umr_plugins.backbones.rerankers import QWEN3_VL_RERANKER
+from umr_plugins.encoding.answers import answer_ids, check_rendering
 from umr_plugins.encoding.options import check_spec, choose_device, choose_dtype, positive
 from umr_plugins.encoding.scoring import Judge, Judgement
-from umr_plugins.errors import BatchError, CheckpointError, InputError, ItemError
+from umr_plugins.errors import BatchError, InputError, ItemError
 from umr_plugins.prompts.rerank import DOMAINS, Domain, RerankPrompt, choose_prompt
 from umr_plugins.ranking import Weight, check_rank, order
 from umr_plugins.types import FloatArray, Item, ItemLike, Modality, RankedItem, as_item
 
-if TYPE_CHECKING:
-    from umr_plugins.backbones.base import Backbone
-
 _PRIORS = 256  # biases kept, by modalities and instruction
-_TOKENS = re.compile(r"<\|\w+\|>|</?s>|<image>")
 
 DEFAULT_MODEL = "Qwen/Qwen2-VL-2B-Instruct"
 FEATURE_CACHE_BYTES = 256 * 2**20
@@ -116,9 +112,8 @@ class Reranker:
         given = {name: value for name, value in options.items() if value is not None}
         spec = dataclasses.replace(checkpoint.spec, **given)  # type: ignore[arg-type]  # checked just below
         if prompt == QWEN3_VL_RERANKER.prompt and spec.family == QWEN3_VL_RERANKER.family:
-            spec = dataclasses.replace(
-                spec, template=QWEN3_VL_RERANKER.template
-            )  # its system turn is part of it
+            # The system turn is part of what it was trained with.
+            spec = dataclasses.replace(spec, template=QWEN3_VL_RERANKER.template)
         check_spec(spec)
         positive("max_images", spec.max_images)
         self.prompt = checked if prompt is not None else choose_prompt(None, answers, spec.prompt)
@@ -311,56 +306,6 @@ def sigmoid(log_odds: float) -> float:
     if log_odds >= 0:
         return 1 / (1 + math.exp(-log_odds))
     return math.exp(log_odds) / (1 + math.exp(log_odds))
-
-
-def check_rendering(backbone: Backbone, prompt: RerankPrompt) -> None:
-    """Check that a model has every token that its chat form and prompt are written with.
-
-    Raises:
-        CheckpointError: a token of the chat form is missing.
-        InputError: the template holds a picture token; pictures go where query and document do.
-    """
-    spec = backbone.spec
-    slot = _TOKENS.findall(spec.image_slot)
-    for name in (*_TOKENS.findall(spec.template), *slot):
-        if name not in backbone.added_tokens:
-            raise CheckpointError(
-                f"the chat form of {spec.name} can't be written: its tokenizer has no token {name!r}. If it "
-                "is asked in another form, write that as `template` into an umr.json beside the checkpoint"
-            )
-    held = [name for name in slot if name in prompt.template]
-    if held:
-        raise InputError(
-            f"the prompt template holds the picture token {held[0]!r}; pictures are put in at {{query}} and "
-            "{document} by themselves"
-        )
-
-
-def answer_ids(backbone: Backbone, prompt: RerankPrompt) -> tuple[list[int], list[int]]:
-    """Token ids of the positive and of the negative answer.
-
-    Args:
-        backbone: knows the model's tokens.
-        prompt: has the answers, and says whether both spellings count.
-
-    Raises:
-        InputError: an answer is no single token, or the two share one.
-    """
-    found: list[list[int]] = []
-    for answer in prompt.answers:
-        ids = sorted(backbone.single_tokens(answer, blank=prompt.spellings == "both"))
-        if not ids:
-            raise InputError(
-                f"the answer {answer!r} is not a single token of this model; use short common words such as "
-                '("True", "False"), ("Yes", "No") or ("A", "B")'
-            )
-        found.append(ids)
-    if set(found[0]) & set(found[1]):
-        raise InputError(
-            f"the answers {prompt.answers[0]!r} and {prompt.answers[1]!r} share a token, so they can't be "
-            "told apart; use two different words"
-        )
-    return found[0], found[1]
 
 
 def _shown(document: ItemLike) -> Item:

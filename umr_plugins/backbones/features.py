@@ -87,7 +87,7 @@ SHARED = FeatureCache()
 """The cache of this process. Empty until a reranker reserves room in it."""
 
 
-_AT_ONCE = 4096  # patches; on a CPU more of them leave its caches and take a quarter longer
+_AT_ONCE = 4096  # patches; on a CPU more of them leave its caches
 
 
 def made(
@@ -123,13 +123,14 @@ def kept_or_made(
     if not SHARED.max_bytes:
         return made(pictures, make, device)
     keys = [vision() + picture.key for picture in pictures]
-    found = {key: SHARED.get(key) for key in dict.fromkeys(keys)}
-    missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if found[key] is None}
+    wanted = dict(zip(keys, pictures, strict=True))
+    found = {key: kept for key in wanted if (kept := SHARED.get(key)) is not None}
+    missing = [key for key in wanted if key not in found]
     if missing:
-        for key, new in zip(missing, made(list(missing.values()), make, device), strict=True):
+        for key, new in zip(missing, made([wanted[key] for key in missing], make, device), strict=True):
             SHARED.put(key, new)
             found[key] = new
-    return [features for key in keys if (features := found[key]) is not None]
+    return [found[key] for key in keys]
 
 
 def weights_key(name: str, tensors: Iterable[torch.Tensor]) -> bytes:

@@ -2,7 +2,7 @@
 
 Under causal attention the states of a prefix do not depend on what follows, so its keys and values are
 computed once and reused: what is left to do for each prompt is its own ending. Equal to whole forward passes
-up to rounding (2e-7 in float32).
+up to rounding.
 """
 
 from __future__ import annotations
