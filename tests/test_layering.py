@@ -15,7 +15,7 @@ PACKAGE = ROOT / "umr_plugins"
 LAYERS: list[set[str]] = [
     {"cli", "demo"},
     {"serving", "evaluation", "synthesis", "training"},
-    {"mining", "index", "remote", "sentence_transformers", "html"},
+    {"mining", "index", "remote", "sentence_transformers", "st_files", "html"},
     {"data"},
     {"embedder", "reranker"},
     {"encoding"},

@@ -126,6 +126,18 @@ class BatchError(UMRError, ValueError):
         )
 
 
+class DataError(UMRError, ValueError):
+    """Training data that can't be read: names the file and line, what is wrong and what is allowed."""
+
+    code = "data"
+
+
+class TrainingError(UMRError, RuntimeError):
+    """Training can't go on: says why, and where the last good checkpoint is."""
+
+    code = "training"
+
+
 class ModelNotFoundError(UMRError, LookupError):
     """No checkpoint under that name: says what was tried and what can be used instead."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from umr_plugins.errors import ItemError
 from umr_plugins.media.images import load_image
-from umr_plugins.types import ImageSource, Item, PageImage
+from umr_plugins.types import ImageSource, Item, PageImage, TarImage
 
 SIDE = 240
 """Longest side of a thumbnail, in pixels (shown at up to half of it, for sharp screens)."""
@@ -117,7 +117,7 @@ def may_open(source: ImageSource, roots: Sequence[Path]) -> bool:
 
     Links are resolved first, so that one inside a root can't lead out of it.
     """
-    if isinstance(source, PageImage):
+    if isinstance(source, PageImage | TarImage):
         source = source.path
     if isinstance(source, str):
         if source.startswith("data:"):

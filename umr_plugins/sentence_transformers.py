@@ -1,9 +1,9 @@
 """Our models as sentence-transformers models: the same vectors, in any tool that takes those.
 
-`write` makes a folder, `load` opens it. So does `SentenceTransformer(folder, trust_remote_code=True)`
-wherever umr-plugins is installed: sentence-transformers asks for that flag whenever a model's class is not
-its own; the folder itself holds no code. torchvision is not needed. For inference; the weights can't be
-trained through it.
+`write` makes a folder, `add_to` makes one of a whole checkpoint without copying it, `load` opens it. So does
+`SentenceTransformer(folder, trust_remote_code=True)` wherever umr-plugins is installed: sentence-transformers
+asks for that flag whenever a model's class is not its own; the folder itself holds no code. torchvision is
+not needed. For inference; the weights can't be trained through it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
-from umr_plugins.backbones.registry import FILES, write_sidecar
+from umr_plugins.backbones.merge import checkpoint_files
+from umr_plugins.backbones.registry import write_sidecar
 from umr_plugins.embedder import Embedder
 from umr_plugins.errors import InputError, MissingExtraError
+from umr_plugins.st_files import ADAPTER, OPTIONS, add_to, write_options
 from umr_plugins.types import FloatArray, Item, ItemLike
 
 try:
@@ -29,9 +31,6 @@ except ImportError as error:
     raise MissingExtraError(
         "sentence-transformers 6 or newer is not installed: pip install 'umr-plugins[sentence-transformers]'"
     ) from error
-
-_OPTIONS, _ADAPTER = "umr_sentence_transformers.json", "adapter"
-_NOT_COPIED = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "umr.json"}
 
 
 def write(model: Embedder | str | Path, folder: str | Path) -> Path:
@@ -134,16 +133,14 @@ class UMRModule(InputModule):
         """Copy checkpoint and adapter, and write the options that give the same vectors."""
         checkpoint, out = self.embedder.checkpoint, Path(output_path)
         out.mkdir(parents=True, exist_ok=True)
-        for path in _files(checkpoint.folder):
+        for path in checkpoint_files(checkpoint.folder):
             shutil.copyfile(path, out / path.name)
-        options: dict[str, Any] = {"dim": self.embedder.dim}
         if checkpoint.adapter is not None:
-            (out / _ADAPTER).mkdir(exist_ok=True)
-            for path in _files(checkpoint.adapter):
-                shutil.copyfile(path, out / _ADAPTER / path.name)
-            options["adapter"] = _ADAPTER
+            (out / ADAPTER).mkdir(exist_ok=True)
+            for path in checkpoint_files(checkpoint.adapter):
+                shutil.copyfile(path, out / ADAPTER / path.name)
         write_sidecar(out, self.embedder.spec)
-        (out / _OPTIONS).write_text(json.dumps(options) + "\n", encoding="utf-8")
+        write_options(out, dim=self.embedder.dim, adapter=checkpoint.adapter is not None)
 
     @classmethod
     def load(  # type: ignore[override]  # the host's own arguments, of which these are used
@@ -168,22 +165,17 @@ class UMRModule(InputModule):
         )
         if folder is None:
             raise InputError(f"there is no folder {model_name_or_path!r}")
-        if not (Path(folder) / _OPTIONS).is_file():
+        if not (Path(folder) / OPTIONS).is_file():
             raise InputError(
-                f"{model_name_or_path!r} has no {_OPTIONS}: it was not written by umr_plugins; make it with "
+                f"{model_name_or_path!r} has no {OPTIONS}: it was not written by umr_plugins; make it with "
                 "umr_plugins.sentence_transformers.write"
             )
-        options = json.loads((Path(folder) / _OPTIONS).read_text(encoding="utf-8"))
+        options = json.loads((Path(folder) / OPTIONS).read_text(encoding="utf-8"))
         if "adapter" in options:
             options["adapter"] = Path(folder) / options["adapter"]
         given = model_kwargs or {}
         dtype = given.get("dtype", given.get("torch_dtype"))
         return cls(Embedder(folder, dtype=None if dtype == "auto" else dtype, **options))
-
-
-def _files(folder: Path) -> list[Path]:
-    found = [path for pattern in FILES for path in sorted(folder.glob(pattern))]
-    return [path for path in found if path.name not in _NOT_COPIED]
 
 
 def _item(value: Any) -> ItemLike:
@@ -196,4 +188,4 @@ def _item(value: Any) -> ItemLike:
     return item
 
 
-__all__ = ["UMRModule", "load", "write"]
+__all__ = ["UMRModule", "add_to", "load", "write"]

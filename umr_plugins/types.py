@@ -36,7 +36,15 @@ class PageImage:
     page: int
 
 
-ImageSource: TypeAlias = "Image | Path | bytes | str | PageImage"
+@dataclass(frozen=True)
+class TarImage:
+    """A picture inside an uncompressed tar file: `member` is its name in there."""
+
+    path: Path
+    member: str
+
+
+ImageSource: TypeAlias = "Image | Path | bytes | str | PageImage | TarImage"
 """A picture: `PIL.Image`, path, encoded bytes, or a string that is a path or a data URI."""
 
 
@@ -71,7 +79,7 @@ class Item:
         return "fused" if self.text else "image"
 
 
-ItemLike: TypeAlias = "Item | str | Mapping[str, Any] | Image | Path | PageImage"
+ItemLike: TypeAlias = "Item | str | Mapping[str, Any] | Image | Path | PageImage | TarImage"
 
 _FIELDS = ("text", "image", "images", "video", "instruction")
 
@@ -79,8 +87,9 @@ _FIELDS = ("text", "image", "images", "video", "instruction")
 def as_item(value: object, index: int | None = None) -> Item:
     """Read `value` as an `Item` and check its form (pictures are not opened).
 
-    A `str` is text, never a path. A `Path`, `PageImage` or `PIL.Image` is a picture. A mapping has the
-    fields of `Item`. Lone surrogates in the text become U+FFFD, since no tokenizer or store takes them.
+    A `str` is text, never a path. A `Path`, `PageImage`, `TarImage` or `PIL.Image` is a picture. A mapping
+    has the fields of `Item`. Lone surrogates in the text become U+FFFD, since no tokenizer or store takes
+    them.
 
     Raises:
         ItemError: `unsupported` for another type, an unknown field or both `image` and `images`; `empty`
@@ -92,7 +101,7 @@ def as_item(value: object, index: int | None = None) -> Item:
         item = Item(text=value)
     elif isinstance(value, Mapping):
         item = _from_mapping(value, index)
-    elif isinstance(value, Path | PageImage) or _is_pil(value):
+    elif isinstance(value, Path | PageImage | TarImage) or _is_pil(value):
         item = Item(image=value)  # type: ignore[arg-type]  # _is_pil has no TypeGuard without importing PIL
     else:
         raise ItemError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from umr_plugins.backbones.features import Features
     from umr_plugins.backbones.spec import ModelSpec
     from umr_plugins.errors import ItemError
     from umr_plugins.types import Item, Modality, Role
@@ -69,6 +70,7 @@ class Input:
         role: queries and documents may be written differently.
         video: pairs of frames, in order.
         frames: how many frames those are.
+        max_length: tokens of the whole input, where it is less than the model's own limit.
     """
 
     text: str
@@ -77,6 +79,7 @@ class Input:
     role: Role
     video: tuple[Picture, ...] = ()
     frames: int = 0
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,32 @@ class Backbone(Protocol):
         """The text without its last `count` tokens, shorter by a character at least."""
         ...
 
-    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
-        """Keywords for the language model: embeddings with pictures set in, padded right, and positions."""
+    def features(self, pictures: list[Picture]) -> list[Features]:
+        """What the vision tower makes of pictures, in order, computed anew."""
+        ...
+
+    def inputs(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> dict[str, Any]:
+        """Keywords for the language model: embeddings with pictures set in, padded right, and positions.
+
+        Args:
+            items: prepared.
+            features: of all their pictures, in order; computed, or taken from the cache, if not given.
+            packed: end to end in one row instead of padded, once `use_packing` said yes.
+        """
         ...
 
     def forward(self, items: list[Prepared]) -> torch.Tensor:
         """Pooled last hidden states `[n, hidden]` in float32, not normalised."""
+        ...
+
+    def pooled(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> torch.Tensor:
+        """As `forward`, but with gradient where the caller wants one; arguments as `inputs`."""
+        ...
+
+    def use_packing(self) -> bool:
+        """Prepare the language model for packed rows; False where the family can't take them."""
         ...

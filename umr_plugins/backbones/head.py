@@ -30,11 +30,16 @@ def head_rows(checkpoint: Checkpoint, backbone: Backbone, ids: list[int]) -> tor
                     rows = torch.cat([stored[token : token + 1] for token in ids])
                 # As the whole model would have it: in its own type.
                 return rows.to(backbone.model.dtype).float().to(backbone.device)
-    config: dict[str, Any] = checkpoint.config
-    if config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings"):
+    if is_tied(checkpoint.config):
         table: torch.Tensor = backbone.model.get_input_embeddings().weight
         return table[torch.tensor(ids, device=table.device)].float()
     raise CheckpointError(
         f"{checkpoint.folder} has no language-model head ({' or '.join(_NAMES)}), so it can't judge; rerank "
         "with an instruct checkpoint such as Qwen/Qwen2-VL-2B-Instruct"
     )
+
+
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether the head is the embedding table, by a checkpoint's `config.json`."""
+    texts = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings") or texts.get("tie_word_embeddings"))

@@ -47,6 +47,7 @@ class LatentAttention(nn.Module):
         CheckpointError: shapes that don't belong together; the message names the tensor.
     """
 
+    @torch.no_grad()  # what is computed here once must not keep the graph it came from
     def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
         super().__init__()
         latents = tensors["latents"].float()

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, LlavaNextModel
 
 from umr_plugins.backbones.base import Input, Picture, Piece, Prepared
-from umr_plugins.backbones.features import Features, kept_or_made, weights_key
+from umr_plugins.backbones.features import Features, kept_or_made, made, weights_key
 from umr_plugins.backbones.latent_attention import LatentAttention, tensor_names
 from umr_plugins.backbones.pixels import CLIP_MEAN, CLIP_STD, resize
 from umr_plugins.backbones.registry import Checkpoint, headers
@@ -140,7 +140,8 @@ class LlavaNext:
     def _finish(self, form: str, each: Input, ids: list[int]) -> Prepared | ItemError:
         head, tail = self.tokenizer.ends(form)
         visual = len(each.pictures) * (self._visual - 1)
-        room = self.spec.max_length - visual - len(head) - len(tail)
+        limit = min(self.spec.max_length, each.max_length or self.spec.max_length)
+        room = limit - visual - len(head) - len(tail)
         text = bounded(each.text, self.spec.max_length)
         if text != each.text and len(ids) <= room:  # a long run of blanks: the prefix decides nothing
             text = each.text
@@ -152,7 +153,7 @@ class LlavaNext:
         if len(ids) > room or (each.text and not text):
             return ItemError(
                 "too_large",
-                f"the instruction and picture leave no room within max_length={self.spec.max_length} tokens; "
+                f"the instruction and picture leave no room within max_length={limit} tokens; "
                 "shorten the instruction or raise max_length",
             )
         expanded: list[int] = [*head]
@@ -207,7 +208,9 @@ class LlavaNext:
         """The text without its last `count` tokens, shorter by a character at least."""
         return self.tokenizer.without_last(text, count)
 
-    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
+    def inputs(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> dict[str, Any]:
         """Keywords for the language model: embeddings `[n, longest, hidden]`, positions `[n, longest]`."""
         longest = max(item.length for item in items)
         ids = torch.zeros(len(items), longest, dtype=torch.long)
@@ -218,17 +221,22 @@ class LlavaNext:
         slots = ids == self._image_id
         # Picture and padding tokens lie beyond the embedding table of NV-Embed's language model.
         embeds = self.model.get_input_embeddings()(ids.masked_fill(slots, 0).to(self.device))
-        pictures = [picture for item in items for picture in item.pictures]
-        if pictures:
-            parts = kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device)
-            features = torch.cat([part.tokens for part in parts])
-            embeds = embeds.masked_scatter(slots[..., None].to(self.device), features.to(embeds.dtype))
+        parts = features if features is not None else self._kept([p for item in items for p in item.pictures])
+        if parts:
+            tokens = torch.cat([part.tokens for part in parts])
+            embeds = embeds.masked_scatter(slots[..., None].to(self.device), tokens.to(embeds.dtype))
         return {"inputs_embeds": embeds, "position_ids": places.to(self.device)}
 
     @torch.inference_mode()
     def forward(self, items: list[Prepared]) -> torch.Tensor:
         """Pooled states `[n, hidden]`, float32."""
-        inputs = self.inputs(items)
+        return self.pooled(items)
+
+    def pooled(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> torch.Tensor:
+        """Pooled states `[n, hidden]`, float32, with gradient where the caller wants one; never packed."""
+        inputs = self.inputs(items, features)
         mask = torch.zeros(inputs["inputs_embeds"].shape[:2], dtype=torch.bool)
         pooled = torch.zeros_like(mask)
         for row, item in enumerate(items):
@@ -242,6 +250,17 @@ class LlavaNext:
             return vectors
         last = torch.tensor([item.length - 1 for item in items], device=self.device)
         return hidden[torch.arange(len(items), device=self.device), last].float()
+
+    def use_packing(self) -> bool:
+        """Not with a pooler over positions, nor with bidirectional attention: rows are padded."""
+        return False
+
+    def _kept(self, pictures: list[Picture]) -> list[Features]:
+        return kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device) if pictures else []
+
+    def features(self, pictures: list[Picture]) -> list[Features]:
+        """Features of pictures, in order, computed anew, with gradient where one is wanted."""
+        return made(pictures, self._vision, self.device)
 
     @cached_property
     def vision_key(self) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,91 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from umr_plugins.backbones.names import canonical
 from umr_plugins.errors import CheckpointError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD = "lm_head"
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What a config may not ask for, since the merged sum would leave it out.
 _REFUSED = {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "modules_to_save": None}
 
 
 @dataclass(frozen=True)
-class _Pair:
-    down: torch.Tensor  # A, [rank, in]
-    up: torch.Tensor  # B, [out, rank]
+class Change:
+    """What an adapter adds to the weight of one linear layer: s B A.
+
+    Args:
+        module: the layer, as the adapter names it.
+        down: A, `[rank, in]` float32.
+        up: B, `[out, rank]` float32.
+        scale: s.
+    """
+
+    module: str
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight that it can be added to."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """The changed weight: summed in float32, in the weight's own type and on its device."""
+        change = self.scale * (self.up @ self.down)
+        return (weight.float() + change.to(weight.device)).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as it was read.
+
+    Args:
+        folder: where it is.
+        base: the model it was trained on, as its config names it.
+        changes: by the layer's name in a model without head (`names.canonical`).
+    """
+
+    folder: Path
+    base: str | None
+    changes: dict[str, Change]
+
+    def check(self, change: Change, shape: Sequence[int] | None) -> None:
+        """Raise `CheckpointError` unless the layer is there (`shape` not None) and of the change's shape."""
+        base = self.base or "unknown"
+        if shape is None:
+            raise CheckpointError(
+                f"{self.folder / WEIGHTS}: the model has no linear layer {change.module!r}; the adapter was "
+                f"trained on {base!r}, a model of another architecture"
+            )
+        if change.shape != tuple(shape):
+            raise CheckpointError(
+                f"{self.folder / WEIGHTS}: {change.module} changes weights of shape {change.shape}, the "
+                f"model's have {tuple(shape)}; the adapter was trained on {base!r}, another base"
+            )
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter's config and weights.
+
+    Raises:
+        CheckpointError: the folder is no LoRA adapter, holds only pickled weights, or uses what can't be
+            merged; the message names the file or tensor.
+    """
+    config = _read_config(folder)
+    changes: dict[str, Change] = {}
+    for module, sides in _read_pairs(folder).items():
+        down, up = sides["A"], sides["B"]
+        name = canonical(module)
+        if name in changes:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {module!r} and {changes[name].module!r} are the same layer of a model"
+            )
+        changes[name] = Change(module, down, up, _scale(config, module, down.shape[0]))
+    base = config.get("base_model_name_or_path")
+    return Adapter(folder, base if isinstance(base, str) and base else None, changes)
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> int:
@@ -43,36 +117,23 @@ def merge_adapter(model: nn.Module, folder: Path) -> int:
         How many layers were changed.
 
     Raises:
-        CheckpointError: the folder is no LoRA adapter, holds only pickled weights, uses what can't be merged,
-            or was trained on another base; the message names the file or tensor.
+        CheckpointError: as `read_adapter`, or it was trained on another base.
     """
-    config = _read_config(folder)
-    base = config.get("base_model_name_or_path") or "unknown"
-    linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    targets: list[tuple[nn.Linear, _Pair, float]] = []
-    for module, pair in _read_pairs(folder).items():
-        if module.rpartition(".")[2] == "lm_head":
+    adapter = read_adapter(folder)
+    linears = {canonical(name): part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    targets: list[tuple[nn.Linear, Change]] = []
+    for name, change in adapter.changes.items():
+        if name == HEAD:
             continue  # embedding models have no head
-        found = next((name for name in _spellings(module) if name in linears), None)
-        if found is None:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: the model has no linear layer {module!r}; the adapter was trained on "
-                f"{base!r}, a model of another architecture"
-            )
-        layer = linears[found]
-        if (pair.up.shape[0], pair.down.shape[1]) != tuple(layer.weight.shape):
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: {module} changes weights of shape "
-                f"({pair.up.shape[0]}, {pair.down.shape[1]}), the model's have {tuple(layer.weight.shape)}; "
-                f"the adapter was trained on {base!r}, another base"
-            )
-        targets.append((layer, pair, _scale(config, module, pair.down.shape[0])))
+        layer = linears.get(name)
+        adapter.check(change, None if layer is None else layer.weight.shape)
+        assert layer is not None
+        targets.append((layer, change))
     if not targets:
         raise CheckpointError(f"{folder / WEIGHTS} changes no layer of the model")
     with torch.no_grad():  # only now: a refused adapter has changed nothing; one full-size change at a time
-        for layer, pair, scale in targets:
-            weight, change = layer.weight, scale * (pair.up @ pair.down)
-            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+        for layer, change in targets:
+            layer.weight.copy_(change.added_to(layer.weight))
     return len(targets)
 
 
@@ -99,7 +160,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_pairs(folder: Path) -> dict[str, _Pair]:
+def _read_pairs(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = folder / "adapter_model.bin"
@@ -124,18 +185,7 @@ def _read_pairs(folder: Path) -> dict[str, _Pair]:
     for module, pair in sides.items():
         if set(pair) != {"A", "B"} or pair["B"].shape[1] != pair["A"].shape[0]:
             raise CheckpointError(f"{path}: {module} needs lora_A [rank, in] and lora_B [out, rank] that fit")
-    return {module: _Pair(pair["A"], pair["B"]) for module, pair in sides.items()}
-
-
-def _spellings(module: str) -> list[str]:
-    """Where the layer may be in a headless model; adapters keep the layout they were trained in."""
-    plain = module.removeprefix("model.")
-    return [
-        module,
-        plain,
-        f"language_model.{plain}",
-        plain.replace("language_model.model.", "language_model."),
-    ]
+    return sides
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:

@@ -119,28 +119,38 @@ class FoldedPatchEmbed(nn.Module):
         convolution = original.proj
         assert isinstance(convolution, nn.Conv3d)
         self.proj = convolution
+        self._normal, self._frames = (mean, std), frames
         with torch.no_grad():
-            kernel = convolution.weight.double()
-            shift, scale = (
-                torch.tensor(each, dtype=torch.float64, device=kernel.device)[None, :, None, None]
-                for each in (mean, std)
-            )
-            slices = [
-                (part / (255 * scale)).permute(0, 2, 3, 1).reshape(len(part), -1)  # columns (y, x, channel)
-                for part in kernel.unbind(2)
-            ]
-            kernel = kernel.sum(2)  # [E, 3, p, p]
-            bias = -(kernel * shift / scale).sum((1, 2, 3))
-            if convolution.bias is not None:
-                bias = bias + convolution.bias.double()
-            weight = sum(slices[1:], slices[0])
-            bias = bias + 128 * weight.sum(1)
+            weight, pair, bias = self._folded()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("pair", pair, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        convolution = self.proj
+        kernel = convolution.weight.double()
+        shift, scale = (
+            torch.tensor(each, dtype=torch.float64, device=kernel.device)[None, :, None, None]
+            for each in self._normal
+        )
+        slices = [
+            (part / (255 * scale)).permute(0, 2, 3, 1).reshape(len(part), -1)  # columns (y, x, channel)
+            for part in kernel.unbind(2)
+        ]
+        kernel = kernel.sum(2)  # [E, 3, p, p]
+        bias = -(kernel * shift / scale).sum((1, 2, 3))
+        if convolution.bias is not None:
+            bias = bias + convolution.bias.double()
+        weight = sum(slices[1:], slices[0])
+        bias = bias + 128 * weight.sum(1)
         dtype = convolution.weight.dtype
-        self.register_buffer("weight", weight.to(dtype).contiguous(), persistent=False)
-        self.register_buffer("pair", torch.cat(slices, 1).to(dtype) if frames else None, persistent=False)
-        self.register_buffer("bias", bias.to(dtype), persistent=False)
+        pair = torch.cat(slices, 1).to(dtype) if self._frames else None
+        return weight.to(dtype).contiguous(), pair, bias.to(dtype)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """uint8 `[patches, 3 * p * p]`, or `[patches, 2 * 3 * p * p]` of two frames, to `[patches, E]`."""
-        weight = self.weight if self.pair is None or patches.shape[1] == self.weight.shape[1] else self.pair
-        return F.linear(patches.to(weight.dtype) - 128, weight, self.bias)
+        weight, pair, bias = self.weight, self.pair, self.bias
+        if self.proj.weight.requires_grad:  # it is being trained: what was folded once is out of date
+            weight, pair, bias = self._folded()
+        chosen = weight if pair is None or patches.shape[1] == weight.shape[1] else pair
+        return F.linear(patches.to(chosen.dtype) - 128, chosen, bias)

@@ -17,7 +17,8 @@ import transformers
 from numpy.typing import NDArray
 
 from umr_plugins.backbones.base import Input, Picture, Piece, Prepared
-from umr_plugins.backbones.features import Features, kept_or_made, weights_key
+from umr_plugins.backbones.features import Features, kept_or_made, made, weights_key
+from umr_plugins.backbones.packing import LENGTHS, PACKED
 from umr_plugins.backbones.pixels import (
     CLIP_MEAN,
     CLIP_STD,
@@ -215,13 +216,14 @@ class QwenVL:
             ids = [*ids, *slot[:at], *[pad] * (len(picture.patches) // merged), *slot[at + 1 :]]
             grid = (picture.grid[0] // self._merge, picture.grid[1] // self._merge)
             runs += [at, grid, len(slot) - at - 1]
-        room = self.spec.max_length - len(ids) - len(self._tail)
+        limit = min(self.spec.max_length, each.max_length or self.spec.max_length)
+        room = limit - len(ids) - len(self._tail)
         if room < (1 if text else 0):
             return ItemError(
                 "too_large",
                 f"the instruction ({len(instruction)} tokens) and {len(pictures)} pictures or pairs of "
                 f"frames ({len(ids) - len(head)} tokens) leave no room within "
-                f"max_length={self.spec.max_length}; shorten the instruction, lower max_image_tokens or "
+                f"max_length={limit}; shorten the instruction, lower max_image_tokens or "
                 "raise max_length",
             )
         kept = text[:room]
@@ -268,54 +270,82 @@ class QwenVL:
         """The text without its last `count` tokens, shorter by a character at least."""
         return self.tokenizer.without_last(text, count)
 
-    def inputs(self, items: list[Prepared]) -> dict[str, Any]:
+    def inputs(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> dict[str, Any]:
         """Keywords for the language model: embeddings `[n, longest, hidden]`, positions `[3, n, longest]`.
 
-        Padded at the right; with Qwen3-VL also the features that its first layers add.
+        Padded at the right, or `packed` into one row, `n` 1 and `longest` the sum of lengths; with Qwen3-VL
+        also the features that its first layers add.
         """
-        longest = max(item.length for item in items)
-        ids = torch.zeros(len(items), longest, dtype=torch.long)
-        positions = torch.zeros(3, len(items), longest, dtype=torch.long)
-        for row, item in enumerate(items):
-            ids[row, : item.length] = torch.from_numpy(item.ids)
-            positions[:, row, : item.length] = torch.from_numpy(item.positions)
+        rows = [range(len(items))] if packed else [[number] for number in range(len(items))]
+        longest = max(sum(items[number].length for number in row) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        positions = torch.zeros(3, len(rows), longest, dtype=torch.long)
+        for place, row in enumerate(rows):
+            start = 0
+            for item in (items[number] for number in row):
+                ids[place, start : start + item.length] = torch.from_numpy(item.ids)
+                positions[:, place, start : start + item.length] = torch.from_numpy(item.positions)
+                start += item.length
         ids = ids.to(self.device)
         # Padding is id 0 and neither token, so the mask finds real slots only.
         slots = (ids == self._image_id) | (ids == self._video_id)
         embeds = self.model.get_input_embeddings()(ids)
-        pictures = [picture for item in items for picture in item.pictures]
+        parts = features if features is not None else self._kept([p for item in items for p in item.pictures])
         deep: dict[str, Any] = {}
-        if pictures:
-            features, layers = self._features(pictures)
-            if int(slots.sum()) != len(features):
-                raise RuntimeError(f"{int(slots.sum())} picture slots but {len(features)} picture features")
-            embeds = embeds.masked_scatter(slots[..., None], features.to(embeds.dtype))
+        if parts:
+            tokens = torch.cat([part.tokens for part in parts])
+            layers = [torch.cat(each) for each in zip(*(part.layers for part in parts), strict=True)]
+            if int(slots.sum()) != len(tokens):
+                raise RuntimeError(f"{int(slots.sum())} picture slots but {len(tokens)} picture features")
+            embeds = embeds.masked_scatter(slots[..., None], tokens.to(embeds.dtype))
             if layers:
                 deep = {"visual_pos_masks": slots, "deepstack_visual_embeds": layers}
         return {"inputs_embeds": embeds, "position_ids": positions.to(self.device), **deep}
 
     @torch.inference_mode()
     def forward(self, items: list[Prepared]) -> torch.Tensor:
-        """Pooled hidden states `[n, hidden]`, float32.
+        """Pooled hidden states `[n, hidden]`, float32."""
+        return self.pooled(items)
+
+    def pooled(
+        self, items: list[Prepared], features: Sequence[Features] | None = None, *, packed: bool = False
+    ) -> torch.Tensor:
+        """Pooled hidden states `[n, hidden]`, float32, with gradient where the caller wants one.
 
         Right padding under causal attention: no real token ever sees a padded one, so a vector does not
         depend on its neighbours and no mask is needed. The pooled position comes from the true lengths.
         """
+        lengths = [item.length for item in items]
         hidden: torch.Tensor = self.model.language_model(
-            **self.inputs(items), use_cache=False
+            **self.inputs(items, features, packed=packed),
+            use_cache=False,
+            **({LENGTHS: lengths} if packed else {}),
         ).last_hidden_state
-        last = torch.tensor([item.length - 1 for item in items], device=self.device)
-        return hidden[torch.arange(len(items), device=self.device), last].float()
+        last = torch.tensor(lengths, device=self.device)
+        if packed:
+            return hidden[0, last.cumsum(0) - 1].float()
+        return hidden[torch.arange(len(items), device=self.device), last - 1].float()
 
-    def _features(self, pictures: list[Picture]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Merged vision features `[visual tokens, hidden]` of all pictures, in order.
+    def use_packing(self) -> bool:
+        """Have the language layers attend within lengths, for `packed` rows; False if they can't."""
+        config = self.model.language_model.config
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            return False
+        config._attn_implementation = PACKED
+        return True
+
+    def _kept(self, pictures: list[Picture]) -> list[Features]:
+        return kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device) if pictures else []
+
+    def features(self, pictures: list[Picture]) -> list[Features]:
+        """Merged vision features of pictures, in order, computed anew, with gradient where one is wanted.
 
         Qwen3-VL also has features of earlier vision layers, one tensor for each of the first language layers
-        (DeepStack, arXiv 2406.04334); for the others the list is empty.
+        (DeepStack, arXiv 2406.04334).
         """
-        parts = kept_or_made(pictures, self._vision, lambda: self.vision_key, self.device)
-        layers = [torch.cat(each) for each in zip(*(part.layers for part in parts), strict=True)]
-        return torch.cat([part.tokens for part in parts]), layers
+        return made(pictures, self._vision, self.device)
 
     @cached_property
     def vision_key(self) -> bytes:

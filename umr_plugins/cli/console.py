@@ -11,7 +11,7 @@ from typing import Any
 
 from umr_plugins.types import Hit
 
-DONE, FAILED, USAGE, SOME_REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, USAGE, SOME_REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
 """Exit codes."""
 
 DEMO_NOTE = (

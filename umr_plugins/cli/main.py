@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from umr_plugins import __version__
-from umr_plugins.cli import demo, index, info, models, rebuild, rerank, search, verify
+from umr_plugins.cli import demo, index, info, merge, models, rebuild, rerank, search, train, verify
 from umr_plugins.cli.console import FAILED, INTERRUPTED, emit, note
 from umr_plugins.errors import UMRError
 
-VERBS = (index, search, rerank, info, models, verify, rebuild, demo)
+VERBS = (index, search, rerank, train, merge, info, models, verify, rebuild, demo)
 
 DESCRIPTION = """Search pictures, document pages and texts by text, picture, or both.
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from umr_plugins.backbones.base import Backbone, Input, Picture, Prepared
+from umr_plugins.encoding.instructions import instruction_for
 from umr_plugins.encoding.plan import plan_batches
 from umr_plugins.encoding.worker import Worker, compute_with
 from umr_plugins.errors import InputError, ItemError
@@ -72,7 +73,7 @@ class Engine:
             role: `query` or `document`.
             instruction: for queries, see `Embedder.encode_queries`.
         """
-        call = _Call(self, role, self._instruction(instruction, role))
+        call = _Call(self, role, instruction_for(self.backbone.spec, instruction, role))
         pool = media_pool()
         waiting: deque[list[Future[_Draft]]] = deque()
         for window in chunks(enumerate(values), WINDOW):
@@ -88,20 +89,6 @@ class Engine:
                 self.backbone.spec.max_length,
             )
 
-    def _instruction(self, instruction: str | None, role: Role) -> str | None:
-        spec = self.backbone.spec
-        if instruction is None:
-            return spec.default_instruction
-        if role == "document":
-            raise InputError(
-                "documents are always encoded with the model's own instruction; pass yours to encode_queries"
-            )
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise InputError(f"instruction must be a sentence or None, got {instruction!r}")
-        if not spec.takes_instruction:
-            raise InputError(f"{spec.name} was trained without instructions; leave instruction=None")
-        return spec.punctuated(instruction)
-
     def render(self, item: Item, role: Role, instruction: str | None = None) -> str:
         """The exact string that is encoded, special tokens and all; one picture token per picture.
 
@@ -109,7 +96,7 @@ class Engine:
         """
         spec = self.backbone.spec
         self.backbone.check(item)
-        chosen = self._instruction(item.instruction or instruction, role)
+        chosen = instruction_for(spec, item.instruction or instruction, role)
         body = "".join(spec.video_slots(len(item.video)))
         body += spec.image_slot * len(item.pictures) + (item.text or "")
         before, after = spec.form(role, chosen).split("{body}")
@@ -159,7 +146,7 @@ class _Call:
     def _instruction_of(self, item: Item) -> str | None:
         if item.instruction is None:
             return self.instruction
-        return self.engine._instruction(item.instruction, self.role)
+        return instruction_for(self.engine.backbone.spec, item.instruction, self.role)
 
     def encode(self, drafts: list[_Draft]) -> Encoded:
         """Tokenise, plan, run and check one window."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from umr_plugins.errors import InputError
 from umr_plugins.media.images import content_key, load_image, read_source
-from umr_plugins.types import FloatArray, Item, Modality, PageImage, clean_text
+from umr_plugins.types import FloatArray, Item, Modality, PageImage, TarImage, clean_text
 
 MAX_ID = 4096
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
@@ -88,7 +88,8 @@ def file_item_id(path: bytes, part: int, page: int | None, content: bytes, text:
 def stored_pictures(item: Item) -> tuple[str | None, dict[bytes, bytes]]:
     """The item's pictures as JSON references, and the bytes that go into the ledger.
 
-    Paths stay references (absolute); pictures in memory (`PIL.Image`, bytes, data URI) are kept as bytes.
+    Paths stay references (absolute); pictures in memory (`PIL.Image`, bytes, data URI) and members
+    of a tar are kept as bytes.
 
     Raises:
         ItemError: a picture in memory can't be kept.
@@ -121,6 +122,8 @@ def _reference(picture: Any, blobs: dict[bytes, bytes]) -> dict[str, Any]:
             return {"url": picture}
         if picture[:5].lower() not in ("data:", "file:"):
             return {"path": _absolute(Path(picture))}
+        data = read_source(picture)
+    elif isinstance(picture, TarImage):
         data = read_source(picture)
     elif isinstance(picture, bytes):
         data = picture

@@ -25,11 +25,11 @@ from urllib.request import url2pathname
 from PIL import ExifTags, Image
 
 from umr_plugins.errors import ItemError
-from umr_plugins.media import folder
+from umr_plugins.media import folder, tar
 from umr_plugins.media.kinds import PICTURES, sniff
 from umr_plugins.media.modes import to_rgb
 from umr_plugins.media.quiet import quiet_pillow
-from umr_plugins.types import ImageSource, PageImage
+from umr_plugins.types import ImageSource, PageImage, TarImage
 
 MAX_PIXELS: Final = 40_000_000
 """Larger pictures are refused; a 300-dpi A3 scan has 17 million pixels."""
@@ -60,8 +60,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Safe to call from several threads. The result holds no file open.
 
     Args:
-        source: `PIL.Image`, path, encoded bytes, `PageImage`, or a string: a path, `file://` path or data
-            URI. A path that is a link is followed, since the user named it.
+        source: `PIL.Image`, path, encoded bytes, `PageImage`, `TarImage`, or a string: a path, `file://`
+            path or data URI. A path that is a link is followed, since the user named it.
         max_pixels: refuse pictures whose header says more.
 
     Raises:
@@ -115,7 +115,7 @@ def content_key(source: ImageSource) -> bytes:
 
 
 def read_source(source: ImageSource) -> bytes:
-    """The encoded bytes of a picture given as path, bytes or string.
+    """The encoded bytes of a picture given as path, member of a tar, bytes or string.
 
     Raises:
         ItemError: `unsupported` for URLs and for sources without encoded bytes; `corrupt` for a data URI
@@ -125,13 +125,15 @@ def read_source(source: ImageSource) -> bytes:
         source = _from_string(source)
     if isinstance(source, Path):
         return folder.read_file(source, follow_link=True)
+    if isinstance(source, TarImage):
+        return tar.read_member(source.path, source.member)
     if isinstance(source, io.BytesIO):
         source = source.getvalue()
     if not isinstance(source, bytes | bytearray | memoryview):
         raise ItemError(
             "unsupported",
-            "a picture is a PIL.Image, Path, bytes, PageImage, or a str with a path or data URI; got "
-            f"{type(source).__name__}",
+            "a picture is a PIL.Image, Path, bytes, PageImage, TarImage, or a str with a path or data URI; "
+            f"got {type(source).__name__}",
             stage="open",
         )
     data = bytes(source)

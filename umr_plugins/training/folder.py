@@ -1,0 +1,147 @@
+"""The folder of a run: which recipe and data it belongs to, where it goes on, and the model it ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from umr_plugins.backbones.merge import write_checkpoint
+from umr_plugins.backbones.registry import Checkpoint, write_sidecar
+from umr_plugins.encoding.trainable import TrainableEncoder
+from umr_plugins.errors import InputError
+from umr_plugins.st_files import add_to
+from umr_plugins.training import checkpoints
+from umr_plugins.training.card import write_card
+from umr_plugins.training.recipe import FREE, Recipe
+from umr_plugins.training.report import write_report
+
+RUN = "run.json"
+"""The recipe and the data of a run, to go on with the same ones only."""
+
+
+@dataclasses.dataclass
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: absolute.
+        writes: whether this process writes to it.
+        tell: called with lines for people.
+    """
+
+    path: Path
+    writes: bool
+    tell: Callable[[str], object]
+    resumed: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they are."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The page with curves."""
+        return self.path / "report.html"
+
+    def begin(self, recipe: Recipe, data: list[dict[str, Any]]) -> Path | None:
+        """Check that the folder is free or of this run; the checkpoint to go on from.
+
+        Raises:
+            InputError: another recipe's or other data's run, a finished one, or a folder of something else.
+        """
+        file = self.path / RUN
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            self._compare(before, recipe, data)
+            self.resumed = list(before["resumed"])
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise InputError(f"{self.path} is not empty and holds no run of umr train; give another --out")
+        if (self.path / "config.json").is_file():
+            raise InputError(
+                f"{self.path} holds the finished model of this recipe; there is nothing left to train. "
+                "To train again, give another --out"
+            )
+        if self.writes:
+            checkpoints.clean(self.checkpoints)
+        found, problems = checkpoints.newest_valid(self.checkpoints)
+        for problem in problems:
+            self.tell(f"not used: {problem}")
+        if found is not None:
+            self.tell(f"going on from {found.name}")
+            self.resumed.append(step_of(found))
+        elif problems:
+            self.tell("no whole checkpoint is left: starting anew")
+        if self.writes:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            aside = file.with_suffix(".tmp")
+            said = {"recipe": recipe.as_dict(), "data": data, "resumed": self.resumed}
+            aside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            aside.replace(file)
+        return found
+
+    def _compare(self, before: Mapping[str, Any], recipe: Recipe, data: list[dict[str, Any]]) -> None:
+        if keys := changed(before["recipe"], recipe.as_dict()):
+            raise InputError(
+                f"{self.path} holds a run of another recipe; changed are {', '.join(keys)}. Go on with the "
+                "recipe as it was, or give another --out"
+            )
+        old, new = ({each["name"]: each for each in rows} for rows in (before["data"], data))
+        if names := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+            raise InputError(
+                f"the data of {self.path} have changed since it was begun: {', '.join(names)}. Go on "
+                "with the data as they were, or give another --out"
+            )
+
+    def finish(
+        self,
+        checkpoint: Checkpoint,
+        encoder: TrainableEncoder,
+        history: list[dict[str, Any]],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write the whole model aside and move it in place, `config.json` last: it marks a finished model."""
+        work = self.path / ".model"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        adapter = work / "adapter" if facts["lora"] else None
+        if adapter is not None:
+            encoder.model.save_pretrained(adapter)  # type: ignore[operator]
+            made = write_checkpoint(checkpoint, work / "model", adapter=adapter)
+        else:
+            named = encoder.model.named_parameters()
+            tensors = {name: part.detach() for name, part in named if part.requires_grad}
+            made = write_checkpoint(checkpoint, work / "model", tensors=tensors)
+        write_sidecar(made, dataclasses.replace(checkpoint.spec, name=self.path.name))
+        add_to(made, dim=encoder.backbone.hidden_size)
+        write_card(made, history, facts)
+        write_report(self.report, history, facts)
+        if adapter is not None:
+            shutil.rmtree(self.path / "adapter", ignore_errors=True)
+            adapter.rename(self.path / "adapter")
+        for path in sorted(made.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(self.path / path.name)
+        shutil.rmtree(work)
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[str]:
+    """Dotted keys whose values differ, without those that may."""
+    found = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if old == new or (not at and key in FREE):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
+            found += changed(old, new, f"{at}{key}.")
+        else:
+            found.append(f"{at}{key}")
+    return found
+
+
+def step_of(path: Path) -> int:
+    """The number in a checkpoint's name."""
+    return int(path.name.rpartition("-")[2])

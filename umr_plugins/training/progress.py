@@ -1,0 +1,48 @@
+"""Lines for people while training runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from umr_plugins.training.facts import duration
+
+
+class Progress(TrainerCallback):
+    """Tells loss, rates and the time that is left at every line of the log.
+
+    Args:
+        tell: called with a line.
+        started: `time.perf_counter()` when the run began.
+    """
+
+    def __init__(self, tell: Callable[[str], object], started: float) -> None:
+        self._tell, self._started = tell, started
+        self._first: tuple[int, float] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Notes where it starts from."""
+        self._first = (state.global_step, time.perf_counter())
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """One line."""
+        logs: dict[str, float] = others.get("logs") or {}
+        if "samples_per_second" not in logs or self._first is None:
+            return
+        state.log_history[-1]["seconds"] = time.perf_counter() - self._started
+        step, began = self._first
+        each = (time.perf_counter() - began) / max(1, state.global_step - step)
+        loss = f"{logs['loss']:.4f}" if "loss" in logs else "all skipped"
+        skipped = f"  skipped {int(logs['skipped'])}" if logs.get("skipped") else ""
+        self._tell(
+            f"step {state.global_step}/{state.max_steps}  loss {loss}  rate {logs['learning_rate']:.2e}  "
+            f"{logs['samples_per_second']:.1f} samples/s  {logs['tokens_per_second']:,.0f} tokens/s  "
+            f"{duration(each * (state.max_steps - state.global_step))} left{skipped}"
+        )
