@@ -65,7 +65,7 @@ def test_every_other_picture_of_a_class_is_a_positive(tmp_path: Path) -> None:
     assert classes(rows) == ["single"] * 5
     assert rows.pictures.all()
     assert not rows.negatives.any()
-    assert pickle.loads(pickle.dumps(rows))[4] == rows[4]
+    assert pickle.loads(pickle.dumps(rows))[4] == rows[4] == rows[-1]
     assert read_image_folders(tmp_path)[0].sha256 != rows.sha256
     assert read_image_folders(tmp_path, instruction="Find the same class.")[0].sha256 == rows.sha256
 
@@ -91,8 +91,9 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
 
 CAPTIONS = {
     "captions.jsonl": '{"image": "a.jpg", "caption": ["a cat", "it sleeps"], "more": 1}\n'
-    '{"image": "b.jpg", "caption": "a \\"dog\\",\\nrunning"}\n',
-    "captions.csv": 'image,caption\r\na.jpg,a cat\r\na.jpg,it sleeps\r\nb.jpg,"a ""dog"",\nrunning"\r\n',
+    '{"image": "b.jpg", "caption": "a \\"dog\\",\\nrunning"}\n{"image": "b.jpg", "caption": "last"}\n',
+    "captions.csv": 'image,caption\r\na.jpg,a cat\r\na.jpg,it sleeps\r\nb.jpg,"a ""dog"",\nrunning"\r\n'
+    "b.jpg,last\r\n",
 }
 
 
@@ -103,10 +104,12 @@ def test_each_caption_finds_its_picture(tmp_path: Path, name: str) -> None:
     [rows] = read_captions(tmp_path / name)
     assert pairs(rows) == [
         ("a cat", [["a.jpg"]]), ("it sleeps", [["a.jpg"]]), ('a "dog",\nrunning', [["b.jpg"]]),
+        ("last", [["b.jpg"]]),
     ]  # fmt: skip
-    assert classes(rows) == ["cross"] * 3
+    assert classes(rows) == ["cross"] * 4
     assert rows[0].positives[0].key("") == rows[1].positives[0].key("") != rows[2].positives[0].key("")
-    assert rows[2].where == f"{name}:{2 if name.endswith('l') else 4}"
+    lines = (1, 1, 2, 3) if name.endswith("l") else (2, 3, 4, 6)
+    assert [row.where for row in rows] == [f"{name}:{line}" for line in lines]
     assert pickle.loads(pickle.dumps(rows))[2] == rows[2]
 
 

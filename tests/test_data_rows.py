@@ -181,6 +181,7 @@ def test_a_wrong_row_is_named_with_what_is_allowed(folder: Path, row: object, to
         (".", "lies outside"),
         ("a\0.jpg", "a picture is the path of a file"),
         ("", "a picture is the path of a file"),
+        ("\ud800.jpg", "a picture is the path of a file"),
         ("https://example.org/a.jpg", "is no path; save the picture"),
         ("data:image/png;base64,AAAA", "is no path; save the picture"),
         ("none.tar#a.jpg", "can't be read (No such file or directory)"),

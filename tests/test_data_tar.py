@@ -64,7 +64,8 @@ def test_a_member_is_a_picture_like_any_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "code"),
     [
-        ("none.png", "unreadable"), ("", "unreadable"), ("empty.png", "empty"), ("text.png", "corrupt"),
+        ("none.png", "unreadable"), ("", "unreadable"), ("\ud800", "unreadable"), ("a\0.png", "unreadable"),
+        ("empty.png", "empty"), ("text.png", "corrupt"),
         ("soft.png", "link"), ("hard.png", "link"), ("folder", "not_a_file"), ("pipe", "not_a_file"),
         ("device", "not_a_file"),
     ],
@@ -112,6 +113,12 @@ def test_a_large_member_is_refused_before_it_is_read(tmp_path: Path, monkeypatch
     path = pack(tmp_path / "s.tar", {"a.png": PNG})
     monkeypatch.setattr(folder, "MAX_BYTES", 10)
     assert code_of(TarImage(path, "a.png")) == "too_large"
+
+
+def test_a_member_that_ends_early_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pack(tmp_path / "s.tar", {"a.png": PNG})
+    monkeypatch.setattr(tar, "_find", lambda *_: (512, path.stat().st_size))
+    assert code_of(TarImage(path, "a.png")) == "corrupt"
 
 
 def test_headers_are_read_once_and_again_after_a_change(

@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-WORDS = "red blue green cat dog house tree car fast slow big small bird fish river moon sun star book key".split()
+WORDS = (
+    "red blue green cat dog house tree car fast slow big small bird fish river moon sun star book key".split()
+)
 
 # Importing torch, transformers and peft takes seconds; forked from a process that has, a run starts at once.
 _SERVER = multiprocessing.get_context("forkserver")
@@ -34,7 +36,11 @@ def write_rows(folder: Path, count: int = 24) -> Path:
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"pictures/{number}.png")
         words = " ".join(rng.choice(WORDS, 3))
-        row: dict[str, Any] = {"id": f"q{number}", "query": {"text": words}, "source": ("a", "b", "c")[number % 3]}
+        row: dict[str, Any] = {
+            "id": f"q{number}",
+            "query": {"text": words},
+            "source": ("a", "b", "c")[number % 3],
+        }
         if number % 3 == 0:
             row["positives"] = [{"image": f"pictures/{number}.png"}]
         elif number % 3 == 1:
@@ -62,6 +68,8 @@ def recipe_of(data: Path, **changes: Any) -> dict[str, Any]:
         "keep": 100,
         "log_every": 1,
         "precision": "float32",
+        "min_image_tokens": 4,
+        "max_image_tokens": 16,
         **changes,
     }
 
@@ -97,7 +105,9 @@ def wait_for(log: Path, line: str, process: BaseProcess, seconds: float = 120) -
     """Until the log holds a line that begins so, or the process has ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.is_alive():
-        if log.exists() and any(each.startswith(line) for each in log.read_text(encoding="utf-8").splitlines()):
+        if log.exists() and any(
+            each.startswith(line) for each in log.read_text(encoding="utf-8").splitlines()
+        ):
             return
         time.sleep(0.005)
 
@@ -111,7 +121,9 @@ def kill(process: BaseProcess) -> None:
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
     """Everything in a checkpoint that decides how training goes on."""
-    state: dict[str, Any] = {f"trained {k}": v for k, v in load_file(checkpoint / "trained.safetensors").items()}
+    state: dict[str, Any] = {
+        f"trained {k}": v for k, v in load_file(checkpoint / "trained.safetensors").items()
+    }
     optimizer = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     for number, entry in optimizer["state"].items():
         state |= {f"optimizer {number} {key}": value for key, value in entry.items()}

@@ -1,8 +1,8 @@
 """Fine-tune an embedding model by a recipe.
 
-Writes a whole model to --out, with its model card and a page of curves. Run again, it goes on from the newest
-checkpoint there. Stopping it by Ctrl-C or SIGTERM saves first. On several GPUs:
-torchrun --nproc-per-node N --no-python umr train RECIPE --out DIR
+Writes a whole model to --out, with its model card and a page of curves. Ctrl-C or SIGTERM finishes the step
+and saves; the same command then goes on from the newest checkpoint. A second Ctrl-C does not wait. On several
+GPUs: torchrun --nproc-per-node N --no-python umr train RECIPE --out DIR
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ RESUME_NOTE = "Run the same command again to go on from the last checkpoint."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE --out."""
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file; see docs/training.md for its keys")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="YAML file with model and data; see docs/training.md"
+    )
     parser.add_argument(
         "--out",
         type=folder,
@@ -45,9 +47,10 @@ def run(args: argparse.Namespace) -> int:
             else "before the first step"
         )
         message = f"Stopped {done}. {RESUME_NOTE}"
-        if args.json:
-            emit({"error": {"code": "interrupted", "message": message}})
-        note(message)
+        if rank_of_environment() == 0:
+            if args.json:
+                emit({"error": {"code": "interrupted", "message": message}})
+            note(message)
         return TERMINATED if stopped.number == signal.SIGTERM else INTERRUPTED
     if rank_of_environment():
         return DONE

@@ -38,7 +38,7 @@ def picture_path(name: object, base: Path, at: str) -> Path | TarImage:
     Raises:
         DataError: it is no string, is a web address, or leads out of `base`.
     """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
+    if not isinstance(name, str) or not name.strip() or "\0" in name or clean_text(name) != name:
         raise DataError(f"{at}: a picture is the path of a file, got {name!r:.80}")
     if "://" in name or name[:5].lower() == "data:":
         raise DataError(

@@ -87,9 +87,12 @@ class TrainableEncoder(nn.Module):
             items: prepared; they need their pixels only if `features` is not given.
             features: of all their pictures, in order.
         """
-        return self.backbone.pooled(
-            items, self.features(items) if features is None else features, packed=self.packed
-        )
+        parts = self.features(items) if features is None else features
+        rows = self.backbone.pooled(items, parts, packed=self.packed)
+        if self.log_temperature is not None:
+            # The loss uses it, not this; but wrappers for several processes look for parameters here.
+            rows = rows + 0 * self.log_temperature
+        return rows
 
     def features(self, items: Iterable[Prepared]) -> list[Features]:
         """Features of all pictures of some items, in order; without gradient where vision is frozen."""
@@ -121,7 +124,7 @@ class TrainableEncoder(nn.Module):
             self.backbone.check(entry.item)
             return tuple(self.backbone.picture(source) for source in entry.item.pictures)
         except ItemError as error:
-            raise error.at(name=entry.where) from None
+            raise _at(entry, error) from None
 
     def _finish(self, entry: Entry, pictures: tuple[Picture, ...]) -> Prepared:
         instruction = instruction_for(self.backbone.spec, entry.instruction, entry.role)
@@ -129,8 +132,14 @@ class TrainableEncoder(nn.Module):
         given = Input(text, pictures, instruction, entry.role, max_length=entry.max_length)
         (outcome,) = self.backbone.prepare([given])
         if isinstance(outcome, ItemError):
-            raise outcome.at(name=entry.where)
+            raise _at(entry, outcome)
         return outcome
+
+
+def _at(entry: Entry, error: ItemError) -> ItemError:
+    """The error with the row it is of, and the file if it names one."""
+    reason = error.reason if error.name is None else f"{error.name}: {error.reason}"
+    return ItemError(error.code, reason, stage=error.stage, name=entry.where or None)
 
 
 def without_pixels(item: Prepared) -> Prepared:

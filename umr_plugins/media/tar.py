@@ -85,7 +85,7 @@ def _named(path: Path, member: str) -> Iterator[None]:
             why = os.strerror(number) if number else "not a valid path"
             raise _refuse("unreadable", f"the tar can't be read ({why})") from None
     except ItemError as error:
-        shown = os.fsencode(f"{path}#{member}").decode("utf-8", "backslashreplace")
+        shown = f"{path}#{member}".encode("utf-8", "backslashreplace").decode()
         raise error.at(name=shown) from None
 
 

@@ -37,22 +37,23 @@ def publish(written: Path, target: Path, facts: Mapping[str, Any]) -> Path:
     """
     files = {}
     for path in sorted(written.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path != written / MANIFEST:
             files[path.relative_to(written).as_posix()] = {
                 "sha256": _sha256(path),
                 "bytes": path.stat().st_size,
             }
-            _sync(path)
+            sync(path)
     manifest = {"format": 1, **facts, "files": files}
-    (written / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _sync(written / MANIFEST)
+    manifest["sha256"] = _own_sha256(manifest)
+    (written / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    sync(written / MANIFEST)
     for folder in {written, *(path for path in written.rglob("*") if path.is_dir())}:
-        _sync(folder)
+        sync(folder)
     old = target.with_name(f"{_ASIDE}old-{target.name}")
     if target.exists():
         target.rename(old)
     written.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -84,30 +85,37 @@ def check(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest, after comparing every file with it.
 
     Raises:
-        CheckpointError: names the file that is missing, was added, or differs.
+        CheckpointError: names the file that is missing, was added, differs, or can't be read.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        own = manifest.pop("sha256")
+        listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no {MANIFEST}: it was not finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path / MANIFEST} can't be read: it has no {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / MANIFEST} can't be read: {error}") from None
+    if _own_sha256(manifest) != own:
+        raise CheckpointError(f"{path / MANIFEST} is not as it was written: its own SHA-256 differs")
     there = {
         found.relative_to(path).as_posix()
         for found in path.rglob("*")
-        if found.is_file() and found.name != MANIFEST
+        if found.is_file() and found != path / MANIFEST
     }
     for name in sorted(there ^ set(listed)):
         raise CheckpointError(f"{path / name} {'was added later' if name in there else 'is missing'}")
     for name, (digest, size) in listed.items():
-        if (path / name).stat().st_size != size or _sha256(path / name) != digest:
+        try:
+            same = (path / name).stat().st_size == size and _sha256(path / name) == digest
+        except OSError as error:
+            raise CheckpointError(f"{path / name} can't be read: {error}") from None
+        if not same:
             raise CheckpointError(
                 f"{path / name} is not as it was written: its content differs from {MANIFEST}"
             )
-    found_manifest: dict[str, Any] = manifest
-    return found_manifest
+    return manifest
 
 
 def clean(folder: Path) -> None:
@@ -120,10 +128,36 @@ def clean(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def put_away(folder: Path, good: Path | None) -> list[Path]:
+    """Rename checkpoints that are newer than the newest whole one, so that they count no more.
+
+    Else `rotate` would take them, damaged as they are, for the ones to keep.
+
+    Args:
+        folder: of checkpoints.
+        good: the newest whole one, if there is any.
+
+    Returns:
+        Where they are now.
+    """
+    damaged = all_in(folder)
+    damaged = damaged[: damaged.index(good)] if good is not None else damaged
+    moved = []
+    for path in damaged:
+        target = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        moved.append(path.rename(target))
+    return moved
+
+
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for path in all_in(folder)[keep:]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _own_sha256(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -131,7 +165,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder written to the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from umr_plugins.data.schema import Document, Row, Rows
+from umr_plugins.data.schema import Document, Row
 from umr_plugins.encoding.trainable import Entry
 from umr_plugins.errors import DataError
 from umr_plugins.training.losses import Relations
@@ -75,7 +75,7 @@ class Batches(Dataset[Batch]):
         self._max_text_length, self._seed = max_text_length, seed
         self._rank, self._world = rank, world
         if negatives:
-            _check_negatives(mixture.sources, negatives)
+            _check_negatives(mixture, negatives)
 
     def __len__(self) -> int:
         return len(self.mixture)
@@ -163,14 +163,20 @@ def _known(rows: Sequence[Row], keys: Sequence[str]) -> torch.Tensor:
     return known
 
 
-def _check_negatives(sources: Sequence[Rows], wanted: int) -> None:
-    short = [(rows, np.flatnonzero(np.asarray(rows.negatives) < wanted)) for rows in sources]
+def _check_negatives(mixture: Mixture, wanted: int) -> None:
+    """Of the rows that are drawn from; those with weight 0 may have as many as they like."""
+    short = []
+    for stratum in mixture.strata:
+        rows = mixture.sources[stratum.source]
+        short.append((rows, stratum.rows[np.asarray(rows.negatives)[stratum.rows] < wanted]))
     lacking = sum(len(found) for _, found in short)
     if not lacking:
         return
+    total = sum(len(stratum.rows) for stratum in mixture.strata)
     shown = [rows[int(number)] for rows, found in short for number in found[:3]][:5]
     listed = ", ".join(f"{row.where} ({len(row.negatives)})" for row in shown)
     raise DataError(
-        f"negatives: {wanted} hard negatives are asked for, but {lacking} rows have fewer, such as {listed}. "
-        "Mine more, ask for fewer, or leave negatives out to take as many as each row has"
+        f"negatives: {wanted} hard negatives are asked for, but {lacking} of {total} rows have fewer, such "
+        f"as {listed}. Mine more, ask for fewer, or leave negatives out to take as many as each row has, "
+        f"{MOST_NEGATIVES} at most"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from umr_plugins.backbones.merge import write_checkpoint
 from umr_plugins.backbones.registry import Checkpoint, write_sidecar
 from umr_plugins.encoding.trainable import TrainableEncoder
-from umr_plugins.errors import InputError
+from umr_plugins.errors import InputError, StorageError
 from umr_plugins.st_files import add_to
 from umr_plugins.training import checkpoints
 from umr_plugins.training.card import write_card
@@ -51,38 +51,71 @@ class RunFolder:
     def begin(self, recipe: Recipe, data: list[dict[str, Any]]) -> Path | None:
         """Check that the folder is free or of this run; the checkpoint to go on from.
 
+        A run that failed before its first checkpoint left nothing to protect: any recipe may follow it.
+
         Raises:
             InputError: another recipe's or other data's run, a finished one, or a folder of something else.
+            StorageError: the folder can't be read or written.
         """
-        file = self.path / RUN
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            return self._begin(recipe, data)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} can't be used as --out: {error.strerror or error}. Mend that, or give "
+                "another --out"
+            ) from error
+
+    def _begin(self, recipe: Recipe, data: list[dict[str, Any]]) -> Path | None:
+        file, finished = self.path / RUN, (self.path / "config.json").is_file()
+        before = self._before(file) if file.is_file() else None
+        aside = file.with_name(f".{RUN}.new")
+        # Other processes may look while the one that writes has only just begun to.
+        if (
+            before is None
+            and self.writes
+            and self.path.exists()
+            and any(each != aside for each in self.path.iterdir())
+        ):
+            raise InputError(f"{self.path} is not empty and holds no run of umr train; give another --out")
+        if self.writes:
+            checkpoints.clean(self.checkpoints)
+        if before is not None and (finished or checkpoints.all_in(self.checkpoints)):
             self._compare(before, recipe, data)
             self.resumed = list(before["resumed"])
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise InputError(f"{self.path} is not empty and holds no run of umr train; give another --out")
-        if (self.path / "config.json").is_file():
+        if finished:
             raise InputError(
                 f"{self.path} holds the finished model of this recipe; there is nothing left to train. "
                 "To train again, give another --out"
             )
-        if self.writes:
-            checkpoints.clean(self.checkpoints)
         found, problems = checkpoints.newest_valid(self.checkpoints)
         for problem in problems:
             self.tell(f"not used: {problem}")
+        if self.writes:
+            for path in checkpoints.put_away(self.checkpoints, found):
+                self.tell(f"kept aside as {path.name}")
         if found is not None:
             self.tell(f"going on from {found.name}")
             self.resumed.append(step_of(found))
         elif problems:
             self.tell("no whole checkpoint is left: starting anew")
         if self.writes:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            aside = file.with_suffix(".tmp")
+            # First of all: without it the folder would be taken for somebody else's.
+            self.path.mkdir(parents=True, exist_ok=True)
             said = {"recipe": recipe.as_dict(), "data": data, "resumed": self.resumed}
             aside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            checkpoints.sync(aside)
             aside.replace(file)
+            self.checkpoints.mkdir(exist_ok=True)
         return found
+
+    def _before(self, file: Path) -> dict[str, Any]:
+        try:
+            before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if before.keys() >= {"recipe", "data", "resumed"}:
+                return before
+        except (ValueError, AttributeError):
+            pass
+        raise InputError(f"{file} was not written by umr train, or is damaged; give another --out")
 
     def _compare(self, before: Mapping[str, Any], recipe: Recipe, data: list[dict[str, Any]]) -> None:
         if keys := changed(before["recipe"], recipe.as_dict()):

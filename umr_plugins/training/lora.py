@@ -42,7 +42,7 @@ def add_lora(
         How many layers are adapted.
 
     Raises:
-        InputError: a target that no layer has.
+        InputError: a target that no layer has, or an empty list of them.
         MissingExtraError: peft is not installed.
     """
     try:
@@ -57,6 +57,10 @@ def add_lora(
     ]
     known = sorted({name.rpartition(".")[2] for name in linear})
     wanted = known if targets is None else list(targets)
+    if not wanted:
+        raise InputError(
+            f"lora.targets is an empty list; name some of {', '.join(known)}, or leave it out for all of them"
+        )
     if unknown := [name for name in wanted if name not in known]:
         where = "language and vision" if vision else "language"
         raise InputError(

@@ -82,9 +82,9 @@ def train(recipe: Recipe, out: str | Path, *, note: Callable[[str], object] | No
     """Train by a recipe, or go on with it.
 
     The folder then holds the whole model (weights, tokenizer, `umr.json`, files for sentence-transformers),
-    with `tuning: lora` also `adapter/`; `README.md`, the model card; `report.html`, the curves; `checkpoints/`.
-    A second call with the same recipe goes on from the newest checkpoint that is whole; weights, optimizer
-    and order of data are then as if it had never stopped.
+    with `tuning: lora` also `adapter/`; `README.md`, the model card; `report.html`, the curves;
+    `checkpoints/`. A second call with the same recipe goes on from the newest checkpoint that is whole;
+    weights, optimizer and order of data are then as if it had never stopped.
 
     Args:
         recipe: see `umr_plugins.training.recipe`.
@@ -175,7 +175,10 @@ class _Run:
             )
             self._check_sizes()
             facts = {"recipe_sha256": recipe.sha256(), "data_sha256": digest, "versions": _versions()}
-            trainer = UMRTrainer(encoder, batches, recipe, args, facts, [self.stopping])
+            try:
+                trainer = UMRTrainer(encoder, batches, recipe, args, facts, [self.stopping])
+            except ValueError as error:  # such as FSDP without several processes
+                raise InputError(f"transformers refuses trainer: {recipe.trainer}: {error}") from error
             trainer.remove_callback(PrinterCallback)  # writes to stdout
             trainer.add_callback(Progress(self.tell, self.started))
             self.tell(

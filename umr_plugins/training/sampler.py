@@ -6,7 +6,6 @@ exactly where it stopped, and every process knows the whole batch without being 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from umr_plugins.data.fields import nearest
 from umr_plugins.data.schema import CLASSES, Rows
 from umr_plugins.errors import InputError
 
@@ -137,9 +137,16 @@ def _strata(
         for name, weight, total in zip(CLASSES, by_class, inside.sum(0), strict=True):
             if weight and not total:
                 raise InputError(
-                    f"class {name!r} has weight {weight}, but no source with a weight has such rows"
+                    f"class {name!r} has weight {weight:g}, but no source with a weight has such rows; "
+                    "give one that has some a weight too, or leave the class away"
                 )
         shares = inside / np.where(inside.sum(0), inside.sum(0), 1) * (np.array(by_class) / sum(by_class))
+        for source, (weight, share) in enumerate(zip(by_source, shares.sum(1), strict=True)):
+            if source_weights and weight and not share:
+                raise InputError(
+                    f"source {names[source]!r} has weight {weight:g}, but its rows are of classes without "
+                    "weight; give these a weight too, or leave the source away"
+                )
     elif source_weights:
         own = counts / np.where(counts.sum(1), counts.sum(1), 1)[:, None]
         shares = own * (np.array(by_source) / sum(by_source))[:, None]
@@ -164,16 +171,18 @@ def _weights(
 ) -> list[float]:
     for name, weight in (given or {}).items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"there is no {what} {name!r}{meant} There are {', '.join(names)}")
+            raise InputError(f"weights: there is no {what} {name!r}{nearest(name, names)}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-            raise InputError(f"the weight of {what} {name!r} must be a number of at least 0, got {weight!r}")
+            raise InputError(
+                f"the weight of {what} {name!r} must be a number from 0 to below 1e9, got {weight!r}"
+            )
         if weight and not counts[list(names).index(name)]:
-            raise InputError(f"{what} {name!r} has weight {weight}, but no rows")
+            raise InputError(
+                f"{what} {name!r} has weight {weight:g}, but the data have no rows of it; leave it away"
+            )
     found = [float((given or {}).get(name, 0.0 if given else 1.0)) for name in names]
     if not sum(found):
-        raise InputError(f"all weights by {what} are 0: {dict(given or {})}")
+        raise InputError(f"all weights by {what} are 0; give one of {', '.join(names)} a weight above 0")
     return found
 
 
@@ -188,10 +197,10 @@ def _groups(
         kind, size = KINDS[key[0]], sizes[KINDS[key[0]]]
         count = sum(len(strata[number].rows) for number in members)
         if count < size:
-            of = f"source {sources[key[1]].name!r}" if same_source else "the data"
+            of = f"source {sources[key[1]].name!r} has" if same_source else "the data have"
             rows = "with pictures" if kind == "pictures" else "of text only"
             raise InputError(
-                f"{of} has {count} rows {rows}, fewer than a batch of {size}; lower batch.{kind}"
+                f"{of} {count} rows {rows}, fewer than a batch of {size}; lower batch.{kind}"
                 + (", or set batch.same_source to false" if same_source else "")
             )
         groups.append((members, size))

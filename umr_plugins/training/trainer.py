@@ -121,11 +121,12 @@ class UMRTrainer(Trainer):
     ) -> Iterator[torch.Tensor]:
         """The loss of the whole batch, in slices of queries that add up to it; the same in every process."""
         said = self.recipe.loss
-        temperature = said.temperature if log_temperature is None else log_temperature.exp()
         relations = batch.relations.to(rows.device)
         count = len(relations.positive)
         for start in range(0, count, self.recipe.memory.loss_rows):
             part = slice(start, min(start + self.recipe.memory.loss_rows, count))
+            # Anew for each slice: backward frees what it was computed by.
+            temperature = said.temperature if log_temperature is None else log_temperature.exp()
 
             def contrast(queries: torch.Tensor, documents: torch.Tensor, part: slice = part) -> torch.Tensor:
                 loss = losses.info_nce(
