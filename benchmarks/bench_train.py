@@ -1,6 +1,7 @@
 """Training beside sentence-transformers' trainer: same checkpoint, rows, trainable weights, batch and chunk.
 
 python bench_train.py --vocabulary qwen.tiktoken [--steps N] [--batch N] [--chunk N ...] [--out FILE]
+python bench_train.py --vocabulary qwen.tiktoken --memory 64 1024 [--out FILE]
 
 The random Qwen2-VL of bench_rerank.py learns, by LoRA on its language model and with its vision tower frozen,
 from rows of text and pictures cut out of the sample corpus. Rows stand in one order for all, the adapter
@@ -19,11 +20,12 @@ import os
 import platform
 import random
 import resource
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import torchvision_for_cpu  # noqa: F401  # before transformers
 from bench_rerank import CORPUS, SLOT, SYSTEM, write_checkpoint
 from PIL import Image
 from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 TAIL = "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
 CHAT = (
@@ -208,6 +211,7 @@ def peer(
     from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
 
+    torch.set_flush_denormal(True)  # ours does so itself; the random model leaves many such numbers
     reads = Transformer(
         str(folder), model_kwargs={"dtype": torch.float32}, processor_kwargs={"chat_template": CHAT}
     )
@@ -284,6 +288,89 @@ def peer(
     return run
 
 
+def ours(folder: Path, data: Path, rows: list[Example], batch: int, chunk: int, steps: int) -> Run:
+    """Train with `UMRTrainer`; arguments as `peer`."""
+    from transformers import PrinterCallback, SchedulerType, TrainerCallback
+
+    from umr_plugins.backbones.load import load_backbone
+    from umr_plugins.backbones.registry import resolve
+    from umr_plugins.data.readers import read
+    from umr_plugins.encoding.trainable import TrainableEncoder
+    from umr_plugins.training.arguments import arguments
+    from umr_plugins.training.collate import Batches
+    from umr_plugins.training.lora import add_lora
+    from umr_plugins.training.recipe import make_recipe
+    from umr_plugins.training.trainer import UMRTrainer
+
+    recipe = make_recipe(
+        {
+            "model": str(folder),
+            "data": [{"path": str(data / "rows.jsonl")}],
+            "batch": {"pictures": batch, "text": batch},
+            "lora": {"rank": RANK, "alpha": ALPHA, "dropout": 0},
+            "optimizer": {"learning_rate": LEARNING_RATE, "betas": [0.9, 0.999], "max_grad_norm": CLIP},
+            "memory": {"chunk_tokens": 10**9, "chunk_entries": chunk},
+            "precision": "float32",
+            "device": "cpu",
+            "log_every": 1,
+        },
+        data,
+    )
+    checkpoint = resolve(folder)
+    spec = replace(checkpoint.spec, min_image_tokens=4)
+    backbone = load_backbone(replace(checkpoint, spec=spec), torch.device("cpu"), torch.float32)
+    add_lora(backbone, rank=RANK, alpha=ALPHA, dropout=0)
+    start_adapter(backbone.model.named_parameters())
+    encoder = TrainableEncoder(backbone)
+    run = Run(batch, trainable=sum(part.numel() for part in encoder.parameters() if part.requires_grad))
+    take = encoder.prepared
+
+    def noted(entries: Any) -> Iterator[Any]:
+        for item in take(entries):
+            run.lengths.append(item.length)
+            run.patches += [len(picture.patches) for picture in item.pictures]
+            yield item
+
+    encoder.prepared = noted  # type: ignore[method-assign]
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as unused:
+        args = arguments(recipe, spec, steps, Path(unused))
+        args.lr_scheduler_type, args.warmup_steps = SchedulerType.CONSTANT, 0
+        args.save_steps = 10**9
+        ordered = _InOrder(read("rows", data / "rows.jsonl"), batch, steps)
+        trainer = UMRTrainer(encoder, Batches(ordered), recipe, args, {}, [Clock()])  # type: ignore[arg-type]
+        trainer.remove_callback(PrinterCallback)
+        trainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]  # the peer saves nothing
+        began = time.perf_counter()
+        trainer.train()
+    run.losses = [line["loss"] for line in trainer.state.log_history if "samples_per_second" in line]
+    run.widths = run.lengths
+    run.first_seconds = ends[0] - began
+    run.seconds = [after - before for before, after in itertools.pairwise(ends)]
+    run.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return run
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Batches of rows in the order of the file."""
+
+    sources: list[Any]
+    batch: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[tuple[int, int]]:
+        return [(0, number) for number in range(step * self.batch, (step + 1) * self.batch)]
+
+
 @dataclass(frozen=True)
 class _Opening:
     """Rows stand in the data set as JSON, because a column of one has one type; pictures open here."""
@@ -343,6 +430,48 @@ def flops(folder: Path, lengths: list[int], patches: list[int]) -> dict[str, flo
     return {"vision": vision, "language": language, "limit": limit}
 
 
+def _apart(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
+
+
+def report_memory(folder: Path, data: Path, rows: list[Example], arguments: argparse.Namespace) -> None:
+    """Peak memory of our trainer over two steps at several batch sizes, chunks being equal.
+
+    The model has two layers in each tower, so that the pictures of a batch weigh more beside it.
+    """
+    small = Path(tempfile.mkdtemp())
+    config = Qwen2VLConfig.from_pretrained(folder)
+    config.text_config.num_hidden_layers = config.vision_config.depth = 2
+    config.text_config.layer_types = config.text_config.layer_types[:2]
+    Qwen2VLForConditionalGeneration(config).save_pretrained(small)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, small / name)
+    peaks = {}
+    for batch in arguments.memory:
+        run = _apart(ours, small, data, rows, batch, arguments.chunk[0], 2)
+        peaks[batch] = run.peak_bytes
+        print(batch, f"{run.peak_bytes / 2**20:.0f} MiB", flush=True)
+    least, *_, most = peaks.values()
+    report = {"chunk_entries": arguments.chunk[0], "peak_bytes": peaks, "ratio": round(most / least, 3)}
+    _write(report, arguments.out)
+
+
+def _write(report: dict[str, Any], out: Path | None) -> None:
+    report |= {
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {
+            name: version(name)
+            for name in ("torch", "transformers", "sentence-transformers", "peft", "datasets")
+        }
+        | {"python": platform.python_version()},
+    }
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+
+
 def main() -> None:
     """Write checkpoint and rows, train with each, and write the result."""
     parser = argparse.ArgumentParser(
@@ -357,8 +486,8 @@ def main() -> None:
         default=[8, 1],
         help="rows at once; the peer also runs with each further",
     )
-    parser.add_argument("--tokens", type=int, help="the peer's mini_batch_num_tokens")
-    parser.add_argument("--workers", type=int, default=0, help="the peer's processes that load rows")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each takes its turn")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="BATCH", help="peak memory at these sizes")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument(
         "--checkpoint", type=Path, help="folder to write the checkpoint to, or with one in it"
@@ -372,14 +501,28 @@ def main() -> None:
     if not (folder / "config.json").exists():
         write_checkpoint(folder, arguments.vocabulary)
     data = Path(tempfile.mkdtemp())
-    rows = write_rows(data, arguments.batch * arguments.steps)
-    context = multiprocessing.get_context("spawn")
-    runs: dict[int, Run] = {}
-    for chunk in arguments.chunk:
-        settings = (arguments.batch, chunk, arguments.steps, arguments.tokens, arguments.workers)
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            runs[chunk] = pool.submit(peer, folder, data, rows, *settings).result()
-    seen, count = runs[arguments.chunk[0]], len(rows)
+    needed = 2 * max(arguments.memory) if arguments.memory else arguments.batch * arguments.steps
+    rows = write_rows(data, needed)
+    if arguments.memory:
+        report_memory(folder, data, rows, arguments)
+        return
+    first = arguments.chunk[0]
+    names = {f"sentence-transformers, mini_batch_size={chunk}": (peer, chunk) for chunk in arguments.chunk}
+    names = {f"umr-plugins, chunk_entries={first}": (ours, first), **names}
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for _ in range(arguments.rounds):  # in turns, so that a busy minute hits everyone
+        for name, (trainer, chunk) in names.items():
+            settings = (arguments.batch, chunk, arguments.steps)
+            runs[name].append(_apart(trainer, folder, data, rows, *settings))
+    best = {name: min(each, key=lambda run: min(run.seconds)) for name, each in runs.items()}
+    mine, *others = best.values()
+    for other in others:
+        if mine.trainable != other.trainable:
+            raise SystemExit(f"other weights are trained: {mine.trainable} and {other.trainable}")
+        apart = max(abs(a - b) / abs(b) for a, b in zip(mine.losses, other.losses, strict=True))
+        if apart > 1e-3:
+            raise SystemExit(f"losses differ by {apart:.1e}: {mine.losses} and {other.losses}")
+    seen, count = others[0], len(rows)
     work = flops(folder, seen.lengths, seen.patches)
     vision, language = work["vision"], work["language"]
     padded = flops(folder, seen.widths, seen.patches)["language"]
@@ -401,17 +544,16 @@ def main() -> None:
             "vision_once": round(work["limit"], 3),
             "vision_once_and_no_padding": round((2 * vision + 3 * padded) / (vision + 3 * language), 3),
         },
-        "sentence-transformers": {f"mini_batch_size={chunk}": run.summary() for chunk, run in runs.items()},
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {
-            name: version(name)
-            for name in ("torch", "transformers", "sentence-transformers", "peft", "datasets")
-        }
-        | {"python": platform.python_version()},
+        "speedup": {
+            name: round(min(run.seconds) / min(mine.seconds), 2)
+            for name, run in zip(list(best)[1:], others, strict=True)
+        },
+        "losses_agree_to": max(
+            abs(a - b) / abs(b) for other in others for a, b in zip(mine.losses, other.losses, strict=True)
+        ),
+        "runs": {name: run.summary() for name, run in best.items()},
     }
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2))
+    _write(report, arguments.out)
 
 
 if __name__ == "__main__":

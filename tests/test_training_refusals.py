@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from umr_plugins.backbones.registry import resolve
 from umr_plugins.errors import InputError, StorageError
 from umr_plugins.training.arguments import arguments
 from umr_plugins.training.folder import RunFolder
-from umr_plugins.training.lora import add_lora
+from umr_plugins.training.lora import add_lora, save_adapter
 from umr_plugins.training.recipe import Recipe, Source
 
 
@@ -54,6 +55,15 @@ def test_an_empty_list_of_layers_is_refused() -> None:
     backbone = load_backbone(resolve("umr-tiny"), torch.device("cpu"), torch.float32)
     with pytest.raises(InputError, match=r"lora\.targets is an empty list; name some of .*q_proj"):
         add_lora(backbone, targets=[])
+
+
+def test_an_adapter_names_its_base_and_not_where_it_lies(tmp_path: Path) -> None:
+    checkpoint = resolve("umr-tiny")
+    backbone = load_backbone(checkpoint, torch.device("cpu"), torch.float32)
+    add_lora(backbone, targets=["q_proj"])
+    save_adapter(backbone.model, tmp_path, replace(checkpoint, given="owner/name", origin="hub"))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/name"
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from umr_plugins.st_files import add_to
 from umr_plugins.training.card import MOST_STEPS, write_card
 from umr_plugins.training.curves import (
     MOST_POINTS,
@@ -443,9 +444,7 @@ def test_the_snippets_are_python_that_names_the_model(tmp_path: Path, lora: dict
     constants = [
         {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)} for code in codes
     ]
-    assert name in constants[0] & constants[1]
-    assert ("owner/base-2b" in constants[0] & constants[1]) == bool(lora)
-    assert ("merged" if lora else name) in constants[2]
+    assert all(name in each for each in constants)
 
 
 def test_the_snippets_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +452,8 @@ def test_the_snippets_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
     shutil.copytree(ROOT / "umr_plugins" / "demo" / "umr-tiny", tmp_path / "trained")
     Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    for title, code in openings({"model": "owner/base"}, "trained"):
+    add_to("trained", dim=256)
+    for title, code in openings("trained"):
         exec(compile(code, title, "exec"), {})
 
 
@@ -461,18 +461,19 @@ def test_the_snippets_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_front_matter_holds_the_facts(tmp_path: Path) -> None:
-    front, _ = card_of(tmp_path, history(50), {**FACTS, "languages": ["en", "no"]})
-    assert front["library_name"] == "peft"
+    front, text = card_of(tmp_path, history(50), {**FACTS, "languages": ["en", "no"]})
+    assert front["library_name"] == "transformers"
     assert front["base_model"] == "owner/base-2b"
-    assert front["base_model_relation"] == "adapter"
+    assert front["base_model_relation"] == "finetune"
     assert front["license"] == "apache-2.0"
     assert front["pipeline_tag"] == "feature-extraction"
     assert front["language"] == ["en", "no"]
     assert {"umr-plugins", "lora"} <= set(front["tags"])
+    assert "the adapter alone is in the folder adapter" in text
     assert "demonstration" not in front["tags"]
 
 
-def test_a_whole_checkpoint_is_no_adapter(tmp_path: Path) -> None:
+def test_without_lora_no_adapter_is_named(tmp_path: Path) -> None:
     facts = {**FACTS, "lora": None}
     front, text = card_of(tmp_path, [], facts)
     assert front["library_name"] == "transformers"

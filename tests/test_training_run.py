@@ -114,7 +114,9 @@ def test_the_result_opens_everywhere_with_the_same_vectors(
     theirs = sentence.load(out, device="cpu", model_kwargs={"dtype": "float32"}).encode(items)
     assert np.abs(theirs - vectors).max() < 1e-5
     if tuning == "lora":
-        with_adapter = Embedder(base, adapter=out / "adapter", dtype="float32").encode_documents(items)
+        with_adapter = Embedder(
+            base, adapter=out / "adapter", dtype="float32", min_image_tokens=4, max_image_tokens=16
+        ).encode_documents(items)
         assert np.abs(with_adapter - vectors).max() < 1e-5
     assert Embedder(out).spec.positions == "sequential"  # what GME's layout says, kept in umr.json
     card = (out / "README.md").read_text()
@@ -283,7 +285,7 @@ def test_a_folder_of_another_recipe_or_other_data_is_refused(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"changed are optimizer\.learning_rate, steps"):
         trained(data, tmp_path / "out", steps=5, optimizer={"learning_rate": 1e-4})
     data.write_text(data.read_text().replace("document", "paper", 1))
-    with pytest.raises(InputError, match="data .* have changed since it was begun: b"):
+    with pytest.raises(InputError, match=r"data .* have changed since it was begun: b"):
         trained(data, tmp_path / "out")
 
 

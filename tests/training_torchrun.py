@@ -22,7 +22,9 @@ def main(recipe: Path, out: Path) -> None:
 
     def kept(self: UMRTrainer, model: Any) -> Any:
         if self.state.global_step == 0:
-            found = {name: part.grad for name, part in self.encoder.named_parameters() if part.grad is not None}
+            found = {
+                name: part.grad for name, part in self.encoder.named_parameters() if part.grad is not None
+            }
             torch.save(found, out.with_name(f"{out.name}-gradient-{rank()}.pt"))
         return clip(self, model)
 

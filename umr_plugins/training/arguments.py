@@ -22,8 +22,8 @@ _OURS = frozenset(
     "output_dir max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps "
     "learning_rate adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm warmup_steps save_steps "
     "save_strategy save_total_limit logging_steps logging_strategy seed data_seed bf16 fp16 use_cpu "
-    "report_to disable_tqdm gradient_checkpointing activation_checkpointing remove_unused_columns ignore_data_skip "
-    "resume_from_checkpoint enable_jit_checkpoint auto_find_batch_size".split()
+    "report_to disable_tqdm gradient_checkpointing activation_checkpointing remove_unused_columns "
+    "ignore_data_skip resume_from_checkpoint enable_jit_checkpoint auto_find_batch_size".split()
 )
 """Arguments of transformers that a recipe sets by its own keys."""
 _NOT_HERE = (

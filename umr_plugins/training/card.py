@@ -37,7 +37,7 @@ def write_card(folder: Path, history: Sequence[Mapping[str, Any]], facts: Mappin
     evaluated is said.
 
     Args:
-        folder: of the adapter or checkpoint; created if missing.
+        folder: of the checkpoint; created if missing.
         history: as for `umr_plugins.training.report.write_report`.
         facts: likewise.
 
@@ -48,16 +48,18 @@ def write_card(folder: Path, history: Sequence[Mapping[str, Any]], facts: Mappin
         OSError: it can't be written.
     """
     lines = kept(history)
-    name = folder.resolve().name
+    name = str(facts.get("folder") or folder.resolve().name)
     base = _cell(facts.get("model") or "an unnamed model")
-    what = "A LoRA adapter for" if facts.get("lora") is not None else "A model trained from"
+    adapter = facts.get("lora") is not None
+    by = " LoRA is merged into its weights; the adapter alone is in the folder adapter." if adapter else ""
     parts = [
         f"---\n{_yaml(front_matter(folder, facts))}---",
         f"# {_cell(name)}",
-        f"{what} {base}: embeds texts, pictures, and pictures with text into one vector space.",
+        f"A model trained from {base}: embeds texts, pictures, and pictures with text into one vector "
+        f"space.{by}",
         *([f"**{DEMO}**"] if facts.get("demo") else []),
         "## Use",
-        *(f"With {title}:\n\n{_fenced(code, 'python')}" for title, code in openings(facts, name)),
+        *(f"With {title}:\n\n{_fenced(code, 'python')}" for title, code in openings(name)),
         "## Training data",
         _data(facts),
         "## Training",
@@ -80,9 +82,9 @@ def write_card(folder: Path, history: Sequence[Mapping[str, Any]], facts: Mappin
 def front_matter(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the hub reads of a card, as plain values; a base that can't be a hub id is left to the text."""
     lora, base = facts.get("lora") is not None, str(facts.get("model") or "")
-    whole = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"
+    library = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"
     front: dict[str, Any] = {
-        "library_name": "peft" if lora else whole,
+        "library_name": library,
         "pipeline_tag": "feature-extraction",
         "license": str(facts.get("license") or "unknown").lower(),
         "tags": [
@@ -95,7 +97,7 @@ def front_matter(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
     }
     if _HUB_ID.fullmatch(base):
-        front |= {"base_model": base, "base_model_relation": "adapter" if lora else "finetune"}
+        front |= {"base_model": base, "base_model_relation": "finetune"}
     if facts.get("languages"):
         front["language"] = facts["languages"]
     return front

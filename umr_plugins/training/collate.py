@@ -172,11 +172,10 @@ def _check_negatives(mixture: Mixture, wanted: int) -> None:
     lacking = sum(len(found) for _, found in short)
     if not lacking:
         return
-    total = sum(len(stratum.rows) for stratum in mixture.strata)
+    few = "1 row has" if lacking == 1 else f"{lacking} rows have"
     shown = [rows[int(number)] for rows, found in short for number in found[:3]][:5]
     listed = ", ".join(f"{row.where} ({len(row.negatives)})" for row in shown)
     raise DataError(
-        f"negatives: {wanted} hard negatives are asked for, but {lacking} of {total} rows have fewer, such "
-        f"as {listed}. Mine more, ask for fewer, or leave negatives out to take as many as each row has, "
-        f"{MOST_NEGATIVES} at most"
+        f"negatives: {wanted} hard negatives are asked for, but {few} fewer, such as {listed}. Mine more, "
+        f"ask for fewer, or leave negatives out to take as many as each row has, {MOST_NEGATIVES} at most"
     )

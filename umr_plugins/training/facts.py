@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,15 +113,13 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count)
 
 
-def openings(facts: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
-    """How to open what the run wrote: a title and Python code each.
+def openings(folder: str) -> list[tuple[str, str]]:
+    """How to open what the run wrote, a whole checkpoint: a title and Python code each.
 
     Args:
-        facts: of the run; with `lora` the folder holds an adapter, else a whole checkpoint.
         folder: where the model lies, as its reader should write it.
     """
-    lora = facts.get("lora") is not None
-    model = _quoted(facts.get("model", "")) + f", adapter={_quoted(folder)}" if lora else _quoted(folder)
+    model = _quoted(folder)
     return [
         (
             "umr-plugins",
@@ -134,21 +131,15 @@ def openings(facts: Mapping[str, Any], folder: str) -> list[tuple[str, str]]:
         ),
         (
             "sentence-transformers",
-            "from umr_plugins import Embedder\n"
-            "from umr_plugins.sentence_transformers import load, write\n\n"
-            f'model = load(write(Embedder({model}), "for-sentence-transformers"))\n'
+            "from umr_plugins.sentence_transformers import load\n\n"
+            f"model = load({model})\n"
             'vectors = model.encode(["a text"])\n',
         ),
         (
             "transformers",
-            (
-                f"# An adapter is merged first: umr merge {shlex.quote(_line(folder))} --out merged\n"
-                if lora
-                else ""
-            )
-            + "from transformers import AutoModel\n\n"
-            + f"model = AutoModel.from_pretrained({_quoted('merged' if lora else folder)})\n"
-            + "# The weights alone: prompt, picture sizes, pooling and unit length are then up to you.\n",
+            "from transformers import AutoModel\n\n"
+            f"model = AutoModel.from_pretrained({model})\n"
+            "# The weights alone: prompt, picture sizes, pooling and unit length are then up to you.\n",
         ),
     ]
 

@@ -16,6 +16,7 @@ from umr_plugins.errors import InputError, StorageError
 from umr_plugins.st_files import add_to
 from umr_plugins.training import checkpoints
 from umr_plugins.training.card import write_card
+from umr_plugins.training.lora import save_adapter
 from umr_plugins.training.recipe import FREE, Recipe
 from umr_plugins.training.report import write_report
 
@@ -143,7 +144,7 @@ class RunFolder:
         work.mkdir()
         adapter = work / "adapter" if facts["lora"] else None
         if adapter is not None:
-            encoder.model.save_pretrained(adapter)  # type: ignore[operator]
+            save_adapter(encoder.model, adapter, checkpoint)
             made = write_checkpoint(checkpoint, work / "model", adapter=adapter)
         else:
             named = encoder.model.named_parameters()

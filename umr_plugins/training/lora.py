@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from umr_plugins.backbones.base import Backbone
+from umr_plugins.backbones.lora import CONFIG
+from umr_plugins.backbones.registry import Checkpoint
 from umr_plugins.errors import InputError, MissingExtraError
 
 _LANGUAGE = r"language_model\.layers\."
@@ -23,7 +27,6 @@ def add_lora(
     dropout: float = 0.05,
     targets: Sequence[str] | None = None,
     vision: bool = False,
-    base: str = "",
     seed: int = 0,
 ) -> int:
     """Add low-rank adapters to linear layers, and train them alone.
@@ -35,7 +38,6 @@ def add_lora(
         dropout: before an adapter, in training.
         targets: last names of the layers, such as `q_proj`; all linear layers by default.
         vision: whether those of the vision tower are adapted, too.
-        base: name of the checkpoint, for whoever opens the adapter.
         seed: of the adapters' first values.
 
     Returns:
@@ -68,9 +70,7 @@ def add_lora(
             f"{', '.join(known)}"
         )
     chosen = rf"{place}.*\b(?:{'|'.join(map(re.escape, wanted))})"
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen, base_model_name_or_path=base
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone.model.add_adapter(config)
@@ -86,7 +86,19 @@ def train_everything(backbone: Backbone, *, vision: bool = False) -> int:
     return trained
 
 
-def adapter_state(backbone: Backbone) -> dict[str, torch.Tensor]:
-    """The adapters' weights by the names that peft saves."""
-    state: dict[str, torch.Tensor] = backbone.model.get_adapter_state_dict()
-    return state
+def save_adapter(model: nn.Module, folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the adapter as peft does, naming its base as it was asked for.
+
+    Args:
+        model: with an adapter.
+        folder: new.
+        checkpoint: the base.
+    """
+    model.save_pretrained(folder)  # type: ignore[operator]
+    # While it trains the base is a folder of this machine: peft would ask the hub about any other name.
+    file = folder / CONFIG
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = (
+        str(checkpoint.folder) if checkpoint.origin == "folder" else checkpoint.given
+    )
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -194,8 +194,7 @@ def distillation(
     queries, documents, relations = _ready(queries, documents, relations)
     if relations.scores is None:
         raise InputError("distillation needs relations.scores, a reranker's score of each document")
-    scored = relations.scores.isfinite()
-    counts = torch.bincount(relations.owner[scored], minlength=len(queries)) >= 2  # [q]
+    scored, counts = relations.scores.isfinite(), judged(relations)
     total = int(counts.sum())
     if total == 0:
         raise InputError(
@@ -210,6 +209,15 @@ def distillation(
     teacher = scores.expand(len(chosen), -1).masked_fill(left_out, -math.inf).log_softmax(dim=1)
     gaps = (teacher - student.log_softmax(dim=1)).masked_fill(left_out, 0)  # -inf less -inf is NaN
     return (teacher.exp() * gaps).sum() / total
+
+
+def judged(relations: Relations) -> torch.Tensor:
+    """Bool `[q]`: the queries with two scored documents of their own, which `distillation` learns from."""
+    count = len(relations.positive)
+    if relations.scores is None:
+        return torch.zeros(count, dtype=torch.bool, device=relations.positive.device)
+    scored = relations.owner[relations.scores.isfinite()]
+    return torch.bincount(scored, minlength=count) >= 2
 
 
 def matryoshka(

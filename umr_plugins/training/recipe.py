@@ -220,8 +220,9 @@ class Recipe:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-FREE = frozenset({"save_every", "keep", "log_every", "tensorboard", "max_skipped", "device"})
-"""What may change between stopping and going on."""
+FREE = frozenset({"save_every", "keep", "log_every", "tensorboard", "max_skipped", "memory", "device"})
+"""What may change between stopping and going on; `memory` and `device` by rounding and by what dropout draws,
+no more."""
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -80,7 +80,7 @@ def write_report(path: Path, history: Sequence[Mapping[str, Any]], facts: Mappin
         "<h2>What ran</h2>",
         _terms(circumstances(facts)),
         "<h2>Open the model</h2>",
-        *(f"<h3>{title}</h3><pre>{html.escape(code)}</pre>" for title, code in openings(facts, folder)),
+        *(f"<h3>{title}</h3><pre>{html.escape(code)}</pre>" for title, code in openings(folder)),
     ]
     return html.write(path, f"Training of {facts.get('model') or 'a model'}", "".join(parts))
 

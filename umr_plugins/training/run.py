@@ -280,9 +280,7 @@ class _Run:
         dtype = choose_dtype(recipe.precision, checkpoint.spec, device) if frozen else torch.float32
         backbone = load_backbone(checkpoint, device, dtype)
         if recipe.tuning == "lora":
-            lora = recipe.lora
-            base = checkpoint.given if checkpoint.origin != "folder" else str(checkpoint.folder)
-            add_lora(backbone, **dataclasses.asdict(lora), base=base, seed=recipe.seed)
+            add_lora(backbone, **dataclasses.asdict(recipe.lora), seed=recipe.seed)
         else:
             if checkpoint.spec.family == "llava_next":
                 raise InputError("tuning: full is not offered for LLaVA-NeXT; use tuning: lora")
@@ -293,6 +291,11 @@ class _Run:
             older = getattr(language, "gradient_checkpointing_enable", None)
             enable: Any = getattr(language, "activation_checkpointing_enable", older)
             enable({"use_reentrant": False})
+        if too_long := [dim for dim in recipe.loss.matryoshka if not 1 <= dim <= backbone.hidden_size]:
+            raise InputError(
+                f"loss.matryoshka: {too_long[0]} dimensions can't be trained; {checkpoint.spec.name} has "
+                f"{backbone.hidden_size}, so name 1 to {backbone.hidden_size}"
+            )
         learned = recipe.loss.temperature if recipe.loss.learn_temperature else None
         encoder = TrainableEncoder(backbone, temperature=learned)
         return encoder, sum(part.numel() for part in encoder.parameters() if part.requires_grad)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from umr_plugins.encoding.trainable import TrainableEncoder
 from umr_plugins.errors import CheckpointError, StorageError, TrainingError
@@ -60,10 +60,24 @@ class UMRTrainer(Trainer):
         self.skipped = 0
         """Steps whose loss or gradient was not finite."""
         self._skipped_in_a_row = 0
+        self._told_of_scores = False
         self._staging: Path | None = None
         self._tally = _Tally()
         self._cache: GradCache | None = None
         self._folder = Path(str(args.output_dir))
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """As always, with numbers below 1e-38 taken as 0.
+
+        A softmax over similarities leaves many of them among the gradients, and a CPU computes with them a
+        hundred times slower.
+        """
+        before = bool(torch.tensor(1e-40) * 1 == 0)
+        torch.set_flush_denormal(True)
+        try:
+            return super().train(*args, **options)
+        finally:
+            torch.set_flush_denormal(before)
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """Batches one after another; each process takes its part of every one itself."""
@@ -123,12 +137,25 @@ class UMRTrainer(Trainer):
         said = self.recipe.loss
         relations = batch.relations.to(rows.device)
         count = len(relations.positive)
+        distils = said.distillation > 0 and bool(losses.judged(relations).any())
+        if said.distillation and not distils and not self._told_of_scores:
+            self._told_of_scores = True
+            _log.warning(
+                "step %d: loss.distillation has nothing to learn from in this batch: no query has two "
+                "documents with a score. Batches without scores are trained by the contrastive loss alone",
+                batch.step + 1,
+            )
         for start in range(0, count, self.recipe.memory.loss_rows):
             part = slice(start, min(start + self.recipe.memory.loss_rows, count))
             # Anew for each slice: backward frees what it was computed by.
             temperature = said.temperature if log_temperature is None else log_temperature.exp()
 
-            def contrast(queries: torch.Tensor, documents: torch.Tensor, part: slice = part) -> torch.Tensor:
+            def contrast(
+                queries: torch.Tensor,
+                documents: torch.Tensor,
+                part: slice = part,
+                temperature: float | torch.Tensor = temperature,
+            ) -> torch.Tensor:
                 loss = losses.info_nce(
                     queries,
                     documents,
@@ -141,7 +168,7 @@ class UMRTrainer(Trainer):
                     false_negative_margin=said.false_negative_margin,
                     rows=part,
                 )
-                if said.distillation:
+                if distils:
                     loss = loss + said.distillation * losses.distillation(
                         queries,
                         documents,
@@ -172,8 +199,8 @@ class UMRTrainer(Trainer):
         if self._skipped_in_a_row >= self.recipe.max_skipped:
             good = checkpoints.all_in(self._folder)
             raise TrainingError(
-                f"{self._skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the last "
-                f"with rows {rows}. No weight was changed by them. "
+                f"{self._skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the "
+                f"last with rows {rows}. No weight was changed by them. "
                 + (f"The last checkpoint is {good[0]}. " if good else "There is no checkpoint yet. ")
                 + "Try a lower optimizer.learning_rate, precision: float32, or look at these rows"
             )
