@@ -13,7 +13,7 @@ import pytest
 from bad_inputs import encoded, picture
 from PIL import Image
 
-from umr_plugins.data.readers import from_dataset, read_captions, read_image_folders, read_pages
+from umr_plugins.data.readers import from_dataset, read, read_captions, read_image_folders, read_pages
 from umr_plugins.data.schema import CLASSES, Document, Row, Rows
 from umr_plugins.errors import DataError, InputError
 from umr_plugins.types import Item
@@ -343,3 +343,21 @@ def test_a_real_data_set_gives_encoded_pictures(tmp_path: Path) -> None:
     assert classes(rows) == ["cross", "cross"]
     assert from_dataset(dataset, columns, source="s")[0].sha256 == rows.sha256
     assert pickle.loads(pickle.dumps(rows))[0] == rows[0]
+
+
+def test_a_data_set_on_disk_is_read_by_its_name(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_dict({"q": ["a", "b"], "p": ["c", "d"]})
+    whole.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": whole, "test": whole}).save_to_disk(str(tmp_path / "two"))
+    columns = {"query_text": "q", "positive_text": "p"}
+    (rows,) = read("dataset", tmp_path / "one", columns=columns)
+    assert (rows.name, [row.query.text for row in rows]) == ("one", ["a", "b"])
+    (rows,) = read("dataset", tmp_path / "two", columns=columns, split="train", source="mine")
+    assert (rows.name, len(rows)) == ("mine", 2)
+    with pytest.raises(InputError, match="holds the splits train, test; name one of them by split"):
+        read("dataset", tmp_path / "two", columns=columns)
+    with pytest.raises(InputError, match="without splits"):
+        read("dataset", tmp_path / "one", columns=columns, split="train")
+    with pytest.raises(InputError, match="holds no data set"):
+        read("dataset", tmp_path, columns=columns)

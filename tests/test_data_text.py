@@ -167,7 +167,16 @@ def test_wrong_triples_are_refused(tmp_path: Path, name: str, content: str, told
 
 
 def test_a_reader_is_chosen_by_name(folder: Path) -> None:
-    assert set(FORMATS) == {"rows", "mbeir", "beir", "triples", "image_folders", "captions", "pages"}
+    assert set(FORMATS) == {
+        "rows",
+        "mbeir",
+        "beir",
+        "triples",
+        "image_folders",
+        "captions",
+        "pages",
+        "dataset",
+    }
     [rows] = read("beir", folder, split="train", source="s")
     assert (rows.name, len(rows)) == ("s", 2)
 

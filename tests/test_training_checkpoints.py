@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from umr_plugins.errors import CheckpointError, InputError, StorageError
+from umr_plugins.index import lock
 from umr_plugins.training import checkpoints
 from umr_plugins.training.checkpoints import MANIFEST
 from umr_plugins.training.folder import RUN, RunFolder, step_of
@@ -394,9 +395,15 @@ def recipe(**changes: Any) -> Recipe:
 class Run(RunFolder):
     """A run's folder, with what it told."""
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.told: list[str] = []
-        super().__init__(path, writes, self.told.append)
+        super().__init__(path, self.told.append)
+
+    def begin(self, *args: Any) -> Path | None:
+        try:
+            return super().begin(*args)
+        finally:
+            self.release()
 
 
 @pytest.fixture
@@ -417,8 +424,8 @@ def test_a_new_run_writes_what_it_is(tmp_path: Path) -> None:
         assert run.begin(recipe(), DATA) is None
         assert run.told == []
         said = json.loads((path / RUN).read_text())
-        assert said == {"recipe": recipe().as_dict(), "data": DATA, "resumed": []}
-        assert sorted(each.name for each in path.iterdir()) == ["checkpoints", RUN]
+        assert said == {"recipe": recipe().as_dict(), "data": DATA, "base": {}, "resumed": []}
+        assert sorted(each.name for each in path.iterdir()) == [lock.NAME, "checkpoints", RUN]
         assert run.checkpoints == path / "checkpoints"
         assert run.report == path / "report.html"
 
@@ -451,17 +458,15 @@ def test_a_damaged_checkpoint_is_told_and_put_aside(out: Path) -> None:
     assert run.told[-1] == "no whole checkpoint is left: starting anew"
 
 
-def test_a_process_that_does_not_write_changes_nothing(out: Path, tmp_path: Path) -> None:
-    flip_first(out / "checkpoints/checkpoint-4/state.json")
-    (out / "checkpoints/tmp-checkpoint-6").mkdir()
+def test_two_runs_can_not_share_a_folder(out: Path) -> None:
+    first = RunFolder(out, print)
+    assert first.begin(recipe(), DATA) is not None
     before = content(out)
-    assert Run(out, writes=False).begin(recipe(), DATA) == out / "checkpoints/checkpoint-2"
+    with pytest.raises(InputError, match="another umr train is at work in"):
+        RunFolder(out, print).begin(recipe(), DATA)
     assert content(out) == before
-    assert (out / "checkpoints/tmp-checkpoint-6").is_dir()
-    assert Run(tmp_path / "none", writes=False).begin(recipe(), DATA) is None
-    assert not (tmp_path / "none").exists()
-    (tmp_path / "begun/checkpoints").mkdir(parents=True)  # by the one that writes, a moment ago
-    assert Run(tmp_path / "begun", writes=False).begin(recipe(), DATA) is None
+    first.release()
+    assert Run(out).begin(recipe(), DATA) is not None
 
 
 @pytest.mark.parametrize(

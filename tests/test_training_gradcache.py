@@ -18,21 +18,21 @@ from umr_plugins.backbones.registry import resolve
 from umr_plugins.encoding.trainable import Entry, TrainableEncoder
 from umr_plugins.errors import ItemError
 from umr_plugins.training.gradcache import GradCache
-from umr_plugins.training.lora import add_lora, train_everything
+from umr_plugins.training.lora import add_lora, keep_no_activations, train_everything
 from umr_plugins.types import Item
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
 
 
 def encoder_of(
-    folder: Path, *, dropout: float = 0.0, pack: bool = True, full: bool = False
+    folder: Path, *, dropout: float = 0.0, pack: bool = True, full: bool = False, vision: bool = False
 ) -> TrainableEncoder:
     checkpoint = resolve(folder)
     backbone = load_backbone(checkpoint, torch.device("cpu"), torch.float32)
     if full:
         train_everything(backbone, vision=True)
     else:
-        add_lora(backbone, rank=4, alpha=8, dropout=dropout, seed=0)
+        add_lora(backbone, rank=4, alpha=8, dropout=dropout, vision=vision, seed=0)
         with torch.no_grad():  # an adapter starts at zero, which would leave half of its gradients zero
             for name, parameter in backbone.model.named_parameters():
                 if "lora_B" in name:
@@ -135,6 +135,20 @@ def test_gradients_of_the_vision_tower_are_right_where_it_is_trained(folder: Pat
     assert distance(gradients(encoder), expected) < 2e-6
     trained = {name for name, part in encoder.model.named_parameters() if part.grad is not None}
     assert "visual.patch_embed.proj.weight" in trained
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_of_adapters_in_the_vision_tower_are_right(folder: Path, checkpointing: bool) -> None:
+    whole = encoder_of(folder, vision=True)
+    items = list(whole.prepared(batch()))
+    contrast(whole(items)).backward()
+    encoder = encoder_of(folder, vision=True)
+    if checkpointing:
+        keep_no_activations(encoder.backbone)
+    GradCache(encoder, max_tokens=2000).step(batch(), lambda rows: [contrast(rows)])
+    assert distance(gradients(encoder), gradients(whole)) < 2e-6
+    trained = [name for name, part in encoder.named_parameters() if part.grad is not None]
+    assert any("visual" in name or "vision_tower" in name for name in trained)
 
 
 def test_a_loss_per_chunk_has_another_gradient(folder: Path) -> None:

@@ -26,7 +26,11 @@ def asked(folder: Path, **changes: Any) -> Any:
 
 
 def begun(path: Path, **changes: Any) -> Path | None:
-    return RunFolder(path, True, lambda line: None).begin(recipe(**changes), [])
+    folder = RunFolder(path, lambda line: None)
+    try:
+        return folder.begin(recipe(**changes), [])
+    finally:
+        folder.release()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

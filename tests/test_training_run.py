@@ -296,3 +296,97 @@ def test_a_run_can_be_killed_while_its_folder_is_new(data: Path, tmp_path: Path)
     process.join()
     made = trained(data, tmp_path / "out", steps=3)
     assert made.resumed_from is None
+
+
+def test_in_bfloat16_adapters_are_trained_in_float32(data: Path, base: Path, tmp_path: Path) -> None:
+    made = trained(data, tmp_path / "out", model=str(base), precision="bfloat16", steps=6)
+    state = load_file(checkpoints.all_in(tmp_path / "out/checkpoints")[0] / "trained.safetensors")
+    assert {part.dtype for part in state.values()} == {torch.float32}
+    whole = trained(data, tmp_path / "exact", model=str(base), steps=6)
+    pairs = zip(made.history, whole.history, strict=True)
+    assert all(abs(one["loss"] - two["loss"]) < 0.1 * two["loss"] + 0.05 for one, two in pairs)
+
+
+def test_after_a_lost_picture_is_back_the_bits_are_those_of_a_whole_run(tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data")
+    options: dict[str, Any] = {"steps": 8, "lora": {"dropout": 0.3}, "save_every": 1000}
+    trained(data, tmp_path / "whole", **options)
+    recipe = make_recipe(recipe_of(data, **options), tmp_path)
+    pictures = data.parent / "pictures"
+
+    def lose(line: str) -> None:
+        if line.startswith("step 2/") and pictures.is_dir():
+            pictures.rename(data.parent / "elsewhere")
+
+    with pytest.raises(TrainingError, match="Mend or replace the picture"):
+        train(recipe, tmp_path / "out", note=lose)
+    (data.parent / "elsewhere").rename(pictures)
+    train(recipe, tmp_path / "out")
+    one, two = (
+        load_file(tmp_path / name / "checkpoints/checkpoint-8/trained.safetensors")
+        for name in ("whole", "out")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_may_change_on_resuming_has_an_effect_and_counts_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, steps = losses.info_nce, []
+
+    def once(*args: Any, **options: Any) -> torch.Tensor:
+        steps.append(1)
+        return whole(*args, **options) * (float("nan") if len(steps) == 2 else 1)
+
+    monkeypatch.setattr(losses, "info_nce", once)
+
+    def crash(line: str) -> None:
+        if line.startswith("step 5/"):
+            raise RuntimeError("power cut")
+
+    first = make_recipe(recipe_of(data, steps=8, save_every=4), tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(first, tmp_path / "out", note=crash)
+    second = make_recipe(recipe_of(data, steps=8, save_every=1, log_every=2), tmp_path)
+    made = train(second, tmp_path / "out")
+    assert (made.resumed_from, made.skipped) == (4, 1)
+    assert [path.name for path in checkpoints.all_in(tmp_path / "out/checkpoints")] == [
+        f"checkpoint-{step}" for step in (8, 7, 6, 5, 4)
+    ]
+    assert [line["step"] for line in made.history][-2:] == [6, 8]
+    seconds = [line["seconds"] for line in made.history]
+    assert seconds == sorted(seconds)
+    assert "skipped" in (tmp_path / "out/README.md").read_text()
+
+
+def test_another_base_is_refused_on_resuming(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    base = write_qwen_vl(tmp_path / "base")
+    recipe = make_recipe(recipe_of(data, model=str(base), steps=4, save_every=1), tmp_path)
+
+    def crash(line: str) -> None:
+        if line.startswith("step 2/"):
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        train(recipe, tmp_path / "out", note=crash)
+    write_qwen_vl(base, seed=1)
+    with pytest.raises(InputError, match=r"the weights of .* are not those"):
+        train(recipe, tmp_path / "out")
+
+
+def test_keys_that_would_have_no_effect_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="full_vision belongs to tuning: full"):
+        trained(data, tmp_path / "out", full_vision=True)
+    with pytest.raises(InputError, match="keys of lora have no effect"):
+        trained(data, tmp_path / "out", tuning="full", lora={"rank": 4})
+    with pytest.raises(InputError, match=r"trainer\.neftune_noise_alpha"):
+        trained(data, tmp_path / "out", trainer={"neftune_noise_alpha": 5})
+    with pytest.raises(InputError, match=r"loss\.matryoshka: 512 dimensions can't be trained"):
+        trained(data, tmp_path / "out", loss={"matryoshka": {512: 1}})
+
+
+def test_a_learned_temperature_does_not_decay(data: Path, tmp_path: Path) -> None:
+    options = {"loss": {"learn_temperature": True}, "optimizer": {"learning_rate": 1e-9, "weight_decay": 9}}
+    made = trained(data, tmp_path / "out", **options)
+    assert made.history[-1]["temperature"] == pytest.approx(0.03, rel=1e-4)

@@ -538,3 +538,27 @@ def test_the_limit_for_text_is_for_inputs_without_pictures() -> None:
 def test_an_entry_says_which_row_it_came_from() -> None:
     (batch,) = Batches(Chosen([A, B], [(1, 1), (0, 2)]))
     assert [each.where for each in batch.entries] == ["b:2", "b:2", "a:3", "a:3"]
+
+
+def test_rows_with_the_same_query_share_their_positives_and_content_counts_beside_ids() -> None:
+    from umr_plugins.training.collate import _known, _names
+
+    def row(query: str, text: str, id: str | None = None, source: str = "s") -> Row:
+        return Row(Item(query), (Document(Item(text), id),), source=source)
+
+    rows = [
+        row("a", "one"),
+        row("a", "two"),
+        row("b", "two", "7"),
+        row("a", "three", source="other"),
+        row("c", "else", "7"),
+    ]
+    known = _known(rows, [_names(each.positives[0], each.source) for each in rows])
+    expected = [
+        [1, 1, 1, 0, 0],  # both rows ask "a" of one source; the third has the second's text
+        [1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 1],  # by text, and by id
+        [0, 0, 0, 1, 0],  # another source may ask for something else
+        [0, 0, 1, 0, 1],
+    ]
+    assert known.int().tolist() == expected

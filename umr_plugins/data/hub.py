@@ -1,13 +1,14 @@
 """Rows out of a Hugging Face `datasets.Dataset`, or anything that looks like one.
 
-Nothing of `datasets` is imported. Pictures are taken as encoded bytes where the data set holds them so, and
-decoded by `umr_plugins.media` when a row is used.
+`datasets` itself is needed for `read_dataset` alone. Pictures are taken as encoded bytes where the data set
+holds them so, and decoded by `umr_plugins.media` when a row is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,7 +20,7 @@ from umr_plugins.data.lines import Problems
 from umr_plugins.data.pictures import Instruction
 from umr_plugins.data.rows import IndexedRows, check_files
 from umr_plugins.data.schema import CLASSES, Document, Row, Rows, check_distinct
-from umr_plugins.errors import DataError, InputError, ItemError
+from umr_plugins.errors import DataError, InputError, ItemError, MissingExtraError
 from umr_plugins.types import ImageSource
 
 ROLES: Final = (
@@ -133,6 +134,46 @@ def from_dataset(
     rows = _DatasetRows(dataset, dict(columns), check_text(source, "source"), phrases)
     rows.check()
     return [rows]
+
+
+def read_dataset(
+    path: str | os.PathLike[str],
+    *,
+    columns: Mapping[str, str],
+    split: str | None = None,
+    source: str | None = None,
+    instruction: Instruction = None,
+) -> list[Rows]:
+    """Rows of a data set that `datasets` saved by `save_to_disk`.
+
+    Args:
+        path: the folder.
+        columns: as for `from_dataset`.
+        split: which, where the folder holds several.
+        source: name of the data set; the folder's by default.
+        instruction: as for `from_dataset`.
+
+    Raises:
+        MissingExtraError: `datasets` is not installed.
+        InputError: no such data set or split, or as `from_dataset`.
+        DataError: as `from_dataset`.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        said = "format: dataset needs Hugging Face's datasets: pip install datasets"
+        raise MissingExtraError(said) from error
+    try:
+        found: Any = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} holds no data set that datasets.save_to_disk wrote") from error
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise InputError(f"{path} holds the splits {', '.join(found)}; name one of them by split")
+        found = found[split]
+    elif split is not None:
+        raise InputError(f"{path} is one data set without splits; leave split out")
+    return from_dataset(found, columns, source=source or Path(path).name, instruction=instruction)
 
 
 def _undecoded(dataset: Columns, columns: Mapping[str, str]) -> Columns:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from umr_plugins.data.beir import read_beir, read_triples
 from umr_plugins.data.fields import nearest
-from umr_plugins.data.hub import from_dataset
+from umr_plugins.data.hub import from_dataset, read_dataset
 from umr_plugins.data.mbeir import read_mbeir
 from umr_plugins.data.pictures import read_captions, read_image_folders, read_pages
 from umr_plugins.data.rows import read_rows
@@ -22,6 +22,7 @@ __all__ = [
     "read",
     "read_beir",
     "read_captions",
+    "read_dataset",
     "read_image_folders",
     "read_mbeir",
     "read_pages",
@@ -37,6 +38,7 @@ FORMATS: Final[dict[str, Callable[..., list[Rows]]]] = {
     "image_folders": read_image_folders,
     "captions": read_captions,
     "pages": read_pages,
+    "dataset": read_dataset,
 }
 """Readers of files and folders; the first argument of each is the path."""
 

@@ -16,9 +16,7 @@ def fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
     spec = backbone.spec
     said = spec.default_instruction
     parts = {
-        "weights": {
-            path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))
-        },
+        "weights": weights_sha256(checkpoint),
         "adapter": {
             path.name: _file_sha256(path)
             for path in sorted(checkpoint.adapter.glob("adapter_*") if checkpoint.adapter else ())
@@ -33,6 +31,11 @@ def fingerprint(checkpoint: Checkpoint, backbone: Backbone, dim: int) -> str:
         "dim": dim,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of each file of weights, by name."""
+    return {path.name: _file_sha256(path) for path in sorted(checkpoint.folder.glob("*.safetensors"))}
 
 
 def _file_sha256(path: Path) -> str:

@@ -28,7 +28,8 @@ _OURS = frozenset(
 """Arguments of transformers that a recipe sets by its own keys."""
 _NOT_HERE = (
     "eval_ dataloader_ do_ hub_ push_to_hub load_best_model_at_end per_device_eval_batch_size "
-    "save_only_model label_ train_sampling_strategy length_column_name"
+    "save_only_model label_ train_sampling_strategy length_column_name torch_empty_cache_steps "
+    "neftune_noise_alpha include_num_input_tokens_seen accelerator_config save_on_each_node use_liger_kernel"
 ).split()
 """Beginnings of arguments that would have no effect (batches are our own, nothing is evaluated or uploaded),
 or would leave out of a checkpoint what going on needs."""

@@ -87,15 +87,15 @@ class Batches(Dataset[Batch]):
         parts = np.array_split(np.arange(len(rows)), self._world)
         positive: list[int] = []
         owner: list[int] = []
-        keys: list[str] = []
+        names: list[set[str]] = []
         scores: list[float] = []
         for query in range(len(rows)):  # parts are contiguous, so this is rank order
             row, (_, documents) = rows[query], drawn[query]
             positive.append(len(owner))
             owner += [query] * len(documents)
-            keys += [document.key(row.source) for document in documents]
+            names += [_names(document, row.source) for document in documents]
             scores += [float("nan") if each.score is None else each.score for each in documents]
-        known = _known(rows, keys)
+        known = _known(rows, names)
         relations = Relations(
             torch.tensor(positive),
             torch.tensor(owner),
@@ -150,16 +150,29 @@ class Batches(Dataset[Batch]):
         return entries[key]
 
 
-def _known(rows: Sequence[Row], keys: Sequence[str]) -> torch.Tensor:
-    """Bool `[queries, documents]`: which documents are among a query's positives."""
+def _names(document: Document, source: str) -> set[str]:
+    """What a document is recognised by: its id, if it has one, and its content."""
+    return {document.key(source), Document(document.item).key("")}
+
+
+def _known(rows: Sequence[Row], names: Sequence[set[str]]) -> torch.Tensor:
+    """Bool `[queries, documents]`: which documents are among a query's positives.
+
+    Rows of one source with the same query share their positives.
+    """
     places: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    known = torch.zeros(len(rows), len(keys), dtype=torch.bool)
-    for query, row in enumerate(rows):
+    for place, each in enumerate(names):
+        for name in each:
+            places.setdefault(name, []).append(place)
+    asked = [(row.source, Document(row.query).key("")) for row in rows]
+    answers: dict[tuple[str, str], set[str]] = {}
+    for query, row in zip(asked, rows, strict=True):
         for positive in row.positives:
-            for place in places.get(positive.key(row.source), ()):
-                known[query, place] = True
+            answers.setdefault(query, set()).update(_names(positive, row.source))
+    known = torch.zeros(len(rows), len(names), dtype=torch.bool)
+    for number, query in enumerate(asked):
+        for name in answers[query]:
+            known[number, places.get(name, [])] = True
     return known
 
 

@@ -5,11 +5,13 @@ Everything works without a process group, as one process.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -35,11 +37,26 @@ def any_true(flag: bool, device: torch.device | str = "cpu") -> bool:
         flag: of this process.
         device: one that the process group's backend can send from (a GPU for NCCL).
     """
+    return bool(largest(int(flag), device))
+
+
+def largest(number: int, device: torch.device | str = "cpu") -> int:
+    """The greatest of all processes' numbers; every process gets the same answer. See `any_true`."""
     if world_size() == 1:
-        return flag
-    flags = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    return bool(flags.item())
+        return number
+    numbers = torch.tensor([number], device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
+def from_first(value: T) -> T:
+    """The value that process 0 has, in every process; any that can be pickled."""
+    if world_size() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    found: T = values[0]
+    return found
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:

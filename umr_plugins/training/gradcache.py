@@ -21,6 +21,7 @@ import torch
 from umr_plugins.backbones.base import Prepared
 from umr_plugins.backbones.features import Features
 from umr_plugins.encoding.trainable import Entry, TrainableEncoder, without_pixels
+from umr_plugins.errors import ItemError
 from umr_plugins.training.distributed import any_true
 
 Losses = Callable[..., Iterable[torch.Tensor]]
@@ -72,6 +73,7 @@ class GradCache:
         model: `encoder`, as it is wrapped for several processes.
         no_sync: makes a context in which the wrapper does not exchange gradients.
         backward: `torch.Tensor.backward`, or an accelerator's.
+        autocast: makes the context in which `model` computes.
         even: have all processes take the same number of turns, for wrappers that exchange weights in every
             forward pass (FSDP, ZeRO-3); a process with fewer chunks repeats some and gives them no weight.
     """
@@ -83,6 +85,7 @@ class GradCache:
     model: Callable[[list[Prepared], list[Features] | None], torch.Tensor] | None = None
     no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     backward: Callable[[torch.Tensor], object] = torch.Tensor.backward
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     even: bool = False
 
     def step(
@@ -101,7 +104,7 @@ class GradCache:
         Raises:
             ItemError: an entry can't be encoded; no gradient was added.
         """
-        chunks, rows, turns = self._first_pass(entries)
+        chunks, rows, turns = self._together(entries)
         order = torch.tensor([number for chunk in chunks for number in chunk.numbers])
         leaf = torch.cat(rows)[order.argsort().to(rows[0].device)].requires_grad_()
         copies = [parameter.detach().clone().requires_grad_() for parameter in shared]
@@ -125,6 +128,17 @@ class GradCache:
             sum(item.truncated for item in items),
             recomputed,
         )
+
+    def _together(self, entries: Sequence[Entry]) -> tuple[list[_Chunk], list[torch.Tensor], int]:
+        """The first pass; an entry that one process can't encode is an error in all of them."""
+        problem: ItemError | None = None
+        try:
+            found = self._first_pass(entries)
+        except ItemError as error:
+            problem = error
+        if any_true(problem is not None, self.encoder.backbone.device):
+            raise problem or ItemError("unreadable", "another process can't read its part of the batch")
+        return found
 
     def _first_pass(self, entries: Sequence[Entry]) -> tuple[list[_Chunk], list[torch.Tensor], int]:
         """Embeddings of all chunks; the last one keeps its activations. Also how many turns were taken."""
@@ -172,7 +186,7 @@ class GradCache:
             with contextlib.nullcontext() if final else self.no_sync():
                 rows, chunk.rows = chunk.rows, None
                 if rows is None:
-                    if chunk.features is None and turn < len(queue):
+                    if chunk.features is None and turn < len(queue) and self.encoder.vision_is_frozen:
                         recomputed += sum(bool(entry.item.pictures) for entry in chunk.entries)
                     rows = self._encode(chunk)
                 part = pull[chunk.numbers] if turn < len(queue) else torch.zeros_like(rows)
@@ -203,7 +217,7 @@ class GradCache:
         """Features of pictures where they need no gradient."""
         if not self.encoder.vision_is_frozen:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             return self.encoder.features(items)
 
     def _anywhere(self, flag: bool) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def add_lora(
     vision: bool = False,
     seed: int = 0,
 ) -> int:
-    """Add low-rank adapters to linear layers, and train them alone.
+    """Add low-rank adapters to linear layers, in float32 whatever the base is in, and train them alone.
 
     Args:
         backbone: loaded; changed in place.
@@ -74,6 +75,9 @@ def add_lora(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone.model.add_adapter(config)
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:  # bfloat16 would round most of the optimizer's steps away
+            parameter.data = parameter.data.float()
     return sum(bool(re.fullmatch(chosen, name)) for name in linear)
 
 
@@ -84,6 +88,15 @@ def train_everything(backbone: Backbone, *, vision: bool = False) -> int:
         parameter.requires_grad_(vision or name.startswith("language_model."))
         trained += parameter.numel() * parameter.requires_grad
     return trained
+
+
+def keep_no_activations(backbone: Backbone) -> None:
+    """Have the language layers compute their activations again for the gradient (checkpointing)."""
+    language = backbone.model.language_model
+    # Newer versions of transformers have another name for it.
+    older = getattr(language, "gradient_checkpointing_enable", None)
+    enable: Any = getattr(language, "activation_checkpointing_enable", older)
+    enable({"use_reentrant": False})
 
 
 def save_adapter(model: nn.Module, folder: Path, checkpoint: Checkpoint) -> None:

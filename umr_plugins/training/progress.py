@@ -16,11 +16,10 @@ class Progress(TrainerCallback):
 
     Args:
         tell: called with a line.
-        started: `time.perf_counter()` when the run began.
     """
 
-    def __init__(self, tell: Callable[[str], object], started: float) -> None:
-        self._tell, self._started = tell, started
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell = tell
         self._first: tuple[int, float] | None = None
 
     def on_train_begin(
@@ -36,7 +35,6 @@ class Progress(TrainerCallback):
         logs: dict[str, float] = others.get("logs") or {}
         if "samples_per_second" not in logs or self._first is None:
             return
-        state.log_history[-1]["seconds"] = time.perf_counter() - self._started
         step, began = self._first
         each = (time.perf_counter() - began) / max(1, state.global_step - step)
         loss = f"{logs['loss']:.4f}" if "loss" in logs else "all skipped"

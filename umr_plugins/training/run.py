@@ -25,18 +25,22 @@ from umr_plugins.backbones.load import load_backbone
 from umr_plugins.backbones.registry import Checkpoint, resolve
 from umr_plugins.data.readers import read
 from umr_plugins.data.schema import CLASSES, Rows
+from umr_plugins.encoding.fingerprint import weights_sha256
 from umr_plugins.encoding.options import check_spec, choose_dtype
 from umr_plugins.encoding.trainable import TrainableEncoder
 from umr_plugins.errors import InputError, ItemError, MissingExtraError, TrainingError
 from umr_plugins.training import checkpoints
 from umr_plugins.training.collate import Batches
-from umr_plugins.training.distributed import barrier, rank, world_size
+from umr_plugins.training.distributed import barrier, from_first, rank, world_size
 from umr_plugins.training.folder import RunFolder, step_of
-from umr_plugins.training.lora import add_lora, train_everything
-from umr_plugins.training.recipe import Recipe
+from umr_plugins.training.lora import add_lora, keep_no_activations, train_everything
+from umr_plugins.training.recipe import Lora, Recipe
 from umr_plugins.training.sampler import Mixture
 
 _log = logging.getLogger(__name__)
+
+
+_LIMITS = ("max_length", "min_image_tokens", "max_image_tokens")
 
 
 class Stopped(Exception):  # noqa: N818  # not an error
@@ -105,7 +109,10 @@ def train(recipe: Recipe, out: str | Path, *, note: Callable[[str], object] | No
     folder = Path(out).expanduser().absolute()
     run = _Run(recipe, folder, tell)
     with run.handling_signals():
-        return run.train()
+        try:
+            return run.train()
+        finally:
+            run.folder.release()
 
 
 def rank_of_environment() -> int:
@@ -116,13 +123,13 @@ def rank_of_environment() -> int:
 class _Run:
     def __init__(self, recipe: Recipe, folder: Path, tell: Callable[[str], object]) -> None:
         self.recipe, self.tell = recipe, tell
-        self.folder = RunFolder(folder, rank_of_environment() == 0, tell)
+        self.folder = RunFolder(folder, tell)
         try:
             from umr_plugins.training.trainer import StopWhenAsked
         except ImportError as error:
             raise MissingExtraError("training needs more: pip install 'umr-plugins[train]'") from error
         self.stopping = StopWhenAsked()
-        self.under_way = False
+        self.under_way = self.finishing = False
         self.started = time.perf_counter()
 
     @contextlib.contextmanager
@@ -138,7 +145,8 @@ class _Run:
             if self.stopping.signal == signal.SIGINT == number:
                 raise KeyboardInterrupt
             self.stopping.signal = number
-            self.tell(f"{signal.Signals(number).name}: finishing this step, then saving")
+            doing = "writing the model" if self.finishing else "finishing this step, then saving"
+            self.tell(f"{signal.Signals(number).name}: {doing}")
 
         before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -155,15 +163,22 @@ class _Run:
         from umr_plugins.training.trainer import UMRTrainer, quiet_transformers
 
         recipe = self.recipe
+        if recipe.tuning == "lora" and recipe.full_vision:
+            raise InputError("full_vision belongs to tuning: full; with lora say lora.vision: true")
+        if recipe.tuning == "full" and recipe.lora != Lora():
+            raise InputError("the keys of lora have no effect with tuning: full; leave them out")
         checkpoint = self._resolve()
         sources = self._read()
         data = [_described(rows) for rows in sources]
         digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         mixture = self._mixture(sources)
-        resumed = self.folder.begin(recipe, data)
         with quiet_transformers():
             args = arguments(recipe, checkpoint.spec, len(mixture), self.folder.checkpoints)
-            encoder, trained = self._encoder(checkpoint, args.device)
+            device = args.device  # joins the other processes
+            dtype = choose_dtype(recipe.precision, checkpoint.spec, device)
+            base = {"weights": weights_sha256(checkpoint), "precision": str(dtype).removeprefix("torch.")}
+            resumed = from_first(self.folder.begin(recipe, data, base) if rank() == 0 else None)
+            encoder, trained = self._encoder(checkpoint, device)
             batches = Batches(
                 mixture,
                 negatives=recipe.negatives,
@@ -177,10 +192,10 @@ class _Run:
             facts = {"recipe_sha256": recipe.sha256(), "data_sha256": digest, "versions": _versions()}
             try:
                 trainer = UMRTrainer(encoder, batches, recipe, args, facts, [self.stopping])
-            except ValueError as error:  # such as FSDP without several processes
+            except (ValueError, ImportError) as error:  # such as FSDP without several processes
                 raise InputError(f"transformers refuses trainer: {recipe.trainer}: {error}") from error
             trainer.remove_callback(PrinterCallback)  # writes to stdout
-            trainer.add_callback(Progress(self.tell, self.started))
+            trainer.add_callback(Progress(self.tell))
             self.tell(
                 f"training {trained:,} of {sum(part.numel() for part in encoder.parameters()):,} parameters "
                 f"of {checkpoint.spec.name} for {len(mixture):,} steps on {args.device}"
@@ -190,9 +205,16 @@ class _Run:
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             except ItemError as error:
                 raise self._lost(error, trainer) from error
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"step {trainer.state.global_step + 1}: memory is full ({error}). Lower "
+                    f"memory.chunk_tokens (now {recipe.memory.chunk_tokens}) or memory.feature_bytes, or set "
+                    "memory.checkpointing, and run the command again: it goes on from the last checkpoint"
+                ) from error
         state = trainer.state
-        if self.stopping.signal is not None and state.global_step < len(mixture):
-            raise Stopped(self.stopping.signal, state.global_step, len(mixture))
+        if self.stopping.agreed and state.global_step < len(mixture):
+            raise Stopped(self.stopping.agreed, state.global_step, len(mixture))
+        self.finishing = True
         history = [line for line in state.log_history if "samples_per_second" in line]
         barrier()
         if rank() == 0:
@@ -208,7 +230,9 @@ class _Run:
                 "git": _git(),
                 "device": str(args.device),
                 "dtype": str(next(iter(encoder.model.parameters())).dtype).removeprefix("torch."),
-                "seconds": time.perf_counter() - self.started,
+                "seconds": trainer.seconds,
+                "limits": {name: getattr(checkpoint.spec, name) for name in _LIMITS},
+                "base": base,
                 "resumed": self.folder.resumed,
                 "skipped_steps": trainer.skipped,
                 "demo": checkpoint.spec.demo,
@@ -242,6 +266,10 @@ class _Run:
                 "max_image_tokens": most,
                 "min_image_tokens": recipe.min_image_tokens or min(spec.min_image_tokens, most),
             }
+        for name, value in given.items():
+            asked = getattr(recipe, name)
+            if asked is not None and value < asked:
+                self.tell(f"{name}: {asked} is more than {spec.name} takes; trained with {value}")
         spec = dataclasses.replace(spec, **given)
         check_spec(spec)
         return dataclasses.replace(checkpoint, spec=spec)
@@ -286,11 +314,7 @@ class _Run:
                 raise InputError("tuning: full is not offered for LLaVA-NeXT; use tuning: lora")
             train_everything(backbone, vision=recipe.full_vision)
         if recipe.memory.checkpointing:
-            language = backbone.model.language_model
-            # Newer versions of transformers have another name for it.
-            older = getattr(language, "gradient_checkpointing_enable", None)
-            enable: Any = getattr(language, "activation_checkpointing_enable", older)
-            enable({"use_reentrant": False})
+            keep_no_activations(backbone)
         if too_long := [dim for dim in recipe.loss.matryoshka if not 1 <= dim <= backbone.hidden_size]:
             raise InputError(
                 f"loss.matryoshka: {too_long[0]} dimensions can't be trained; {checkpoint.spec.name} has "
@@ -304,18 +328,31 @@ class _Run:
         step = trainer.state.global_step
         if step and not any(step_of(path) == step for path in checkpoints.all_in(self.folder.checkpoints)):
             trainer._save_checkpoint(trainer.model_wrapped, None)
+        remedy = (
+            "Mend or replace the picture and run the same command again to go on"
+            if error.code in ("unreadable", "not_a_file", "corrupt", "empty", "link", "timeout")
+            else "Such a row can't be trained on: change it, and begin anew in another --out, since the data "
+            "are then others"
+        )
         return TrainingError(
-            f"step {step + 1}: {error}. {f'Steps up to {step} are saved. ' if step else ''}Mend or "
-            "replace the picture and run the same command again to go on"
+            f"step {step + 1}: {error}. {f'Steps up to {step} are saved. ' if step else ''}{remedy}"
         )
 
     def _shown_recipe(self) -> dict[str, Any]:
         """As the user would write it: paths of data by their names, nothing of this machine."""
         said = self.recipe.as_dict()
-        said["data"] = [{**each, "path": Path(each["path"]).name} for each in said["data"]]
+        said["data"] = [
+            {**each, "path": Path(each["path"]).name, "options": _without_folders(each["options"])}
+            for each in said["data"]
+        ]
         if Path(said["model"]).is_absolute():
             said["model"] = Path(said["model"]).name
         return said
+
+
+def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+    absolute = {key for key, each in options.items() if isinstance(each, str) and Path(each).is_absolute()}
+    return {key: Path(each).name if key in absolute else each for key, each in options.items()}
 
 
 def _described(rows: Rows) -> dict[str, Any]:

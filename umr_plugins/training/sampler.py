@@ -27,6 +27,7 @@ class _Stratum:
     """Rows of one source, class and kind; they are gone through in an order of their own, again and again."""
 
     source: int
+    number: int  # of the class
     kind: int
     rows: NDArray[np.int64]
     share: float  # of all rows that are drawn
@@ -69,6 +70,7 @@ class Mixture:
         self._seed = seed
         self.strata = _strata(sources, class_weights, source_weights)
         groups = _groups(sources, self.strata, sizes, same_source=same_source)
+        self._check_shares(groups)
         # A group's share of batches: its share of rows over the size of its batches.
         chances = np.array([sum(self.strata[n].share for n in group) / size for group, size in groups])
         if steps is None:
@@ -85,6 +87,19 @@ class Mixture:
                 size, shares / shares.sum(), size=len(mine)
             )
         self._starts = np.cumsum(self._counts, axis=0, dtype=np.int64) - self._counts
+
+    def _check_shares(self, groups: Sequence[tuple[list[int], int]]) -> None:
+        for group, size in groups:
+            whole = sum(self.strata[number].share for number in group)
+            for stratum in (self.strata[number] for number in group):
+                drawn = size * stratum.share / whole
+                if drawn > len(stratum.rows) + 1e-6:
+                    name, kind = self.sources[stratum.source].name, CLASSES[stratum.number]
+                    raise InputError(
+                        f"by the weights a batch of {size} would take {drawn:.0f} rows of class {kind} from "
+                        f"{name!r}, which has {len(stratum.rows)}: some would stand in it twice. Lower its "
+                        f"weight or batch.{KINDS[stratum.kind]}"
+                    )
 
     def __len__(self) -> int:
         return self.steps
@@ -162,7 +177,9 @@ def _strata(
                 chosen = np.flatnonzero(mine & (np.asarray(rows.pictures) == bool(kind)))
                 if len(chosen):
                     part = len(chosen) / counts[source, number]
-                    strata.append(_Stratum(source, kind, chosen, float(shares[source, number] * part)))
+                    strata.append(
+                        _Stratum(source, number, kind, chosen, float(shares[source, number] * part))
+                    )
     return strata
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,7 +26,7 @@ from umr_plugins.encoding.trainable import TrainableEncoder
 from umr_plugins.errors import CheckpointError, StorageError, TrainingError
 from umr_plugins.training import checkpoints, losses
 from umr_plugins.training.collate import Batch, Batches
-from umr_plugins.training.distributed import any_true, barrier, gather, rank, world_size
+from umr_plugins.training.distributed import any_true, gather, largest, rank, world_size
 from umr_plugins.training.gradcache import GradCache
 from umr_plugins.training.recipe import Recipe
 
@@ -32,6 +34,10 @@ _log = logging.getLogger(__name__)
 
 TRAINED = "trained.safetensors"
 """In a checkpoint: the trained weights, by their names in `TrainableEncoder`, in their own type."""
+
+
+COUNTS = "counts.json"
+"""In a checkpoint: steps that were skipped, and seconds of training."""
 
 
 class UMRTrainer(Trainer):
@@ -65,6 +71,16 @@ class UMRTrainer(Trainer):
         self._tally = _Tally()
         self._cache: GradCache | None = None
         self._folder = Path(str(args.output_dir))
+        self._began, self._seconds_before = time.perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of training, those before a resume included."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """A learned temperature is no weight: decay would pull it to 1."""
+        return [name for name in super().get_decay_parameter_names(model) if "log_temperature" not in name]
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
         """As always, with numbers below 1e-38 taken as 0.
@@ -99,6 +115,9 @@ class UMRTrainer(Trainer):
         """One GradCache step. Where loss or gradient is not finite, no gradient is left."""
         batch: Batch = inputs
         model.train()
+        # What dropout draws depends on the step alone, however training got there.
+        seeds = np.random.SeedSequence([self.recipe.seed, 3, batch.step, rank()])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         step = self._grad_cache(model).step(
             batch.entries, lambda *given: self._losses(batch, *given), self._shared()
         )
@@ -122,6 +141,7 @@ class UMRTrainer(Trainer):
                 model,
                 lambda: self.accelerator.no_sync(model),
                 self.accelerator.backward,
+                self.accelerator.autocast,
                 even=self.is_fsdp_enabled or self.is_deepspeed_enabled,
             )
         return self._cache
@@ -202,13 +222,17 @@ class UMRTrainer(Trainer):
                 f"{self._skipped_in_a_row} steps in a row gave a loss or gradient that is not finite, the "
                 f"last with rows {rows}. No weight was changed by them. "
                 + (f"The last checkpoint is {good[0]}. " if good else "There is no checkpoint yet. ")
-                + "Try a lower optimizer.learning_rate, precision: float32, or look at these rows"
+                + "Look at these rows, or begin anew in another --out with a lower optimizer.learning_rate "
+                "or precision: float32"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds rates and counts to what is logged."""
         if "loss" in logs:
             logs = {**logs, **self._tally.taken(self.args.device), "skipped": self.skipped}
+            logs["seconds"] = self.seconds
+            if self.encoder.log_temperature is not None:
+                logs["temperature"] = self.encoder.log_temperature.exp().item()
             if math.isnan(logs["loss"]):  # every step since the last line was skipped
                 del logs["loss"]
         super().log(logs, start_time)
@@ -219,34 +243,43 @@ class UMRTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As transformers writes it, but aside, with a manifest, and renamed when it is complete."""
         folder, step = self._folder, self.state.global_step
-        self._staging = checkpoints.aside(folder, step)
         name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        problem: Exception | None = None
+        self._staging = checkpoints.aside(folder, step)
+
+        def begin() -> None:
+            shutil.rmtree(checkpoints.aside(folder, step), ignore_errors=True)
+            (checkpoints.aside(folder, step) / name).mkdir(parents=True)
+
+        def publish() -> None:
+            facts = {**self.facts, "step": step}
+            checkpoints.publish(checkpoints.aside(folder, step) / name, folder / name, facts)
+            checkpoints.rotate(folder, self.recipe.keep)
+
+        first = rank() == 0
+        stages = [begin if first else None, lambda: super(UMRTrainer, self)._save_checkpoint(model, trial)]
         try:
-            if rank() == 0:
-                shutil.rmtree(self._staging, ignore_errors=True)
-                (self._staging / name).mkdir(parents=True)
-            barrier()
-            super()._save_checkpoint(model, trial)
-            barrier()
-            if rank() == 0:
-                checkpoints.publish(self._staging / name, folder / name, {**self.facts, "step": step})
-                checkpoints.rotate(folder, self.recipe.keep)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-            problem = error
+            for stage in [*stages, publish if first else None]:
+                self._try(stage, step)  # every process gets to the end of each stage, or none
         finally:
-            if rank() == 0:
+            if first:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
+
+    def _try(self, stage: Callable[[], None] | None, step: int) -> None:
+        problem: Exception | None = None
+        try:
+            if stage is not None:
+                stage()
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            problem = error
         if any_true(problem is not None, self.args.device):
-            good = checkpoints.all_in(folder)
+            good = checkpoints.all_in(self._folder)
             raise StorageError(
-                f"the checkpoint of step {step} can't be written to {folder}: "
+                f"the checkpoint of step {step} can't be written to {self._folder}: "
                 f"{problem or 'see the other processes'}. "
                 + (f"The last good one is {good[0].name}. " if good else "There is none before it. ")
                 + "Make room and run the same command again to go on"
             ) from problem
-        barrier()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The trained weights only, and adapters also as peft saves them."""
@@ -257,6 +290,8 @@ class UMRTrainer(Trainer):
         state = state_dict or {name: part.detach() for name, part in self.encoder.named_parameters()}
         names = {name for name, part in self.encoder.named_parameters() if part.requires_grad}
         save_file({name: state[name].contiguous().cpu() for name in sorted(names)}, folder / TRAINED)
+        counts = {"skipped": self.skipped, "in_a_row": self._skipped_in_a_row, "seconds": self.seconds}
+        (folder / COUNTS).write_text(json.dumps(counts) + "\n", encoding="utf-8")
         if self.recipe.tuning == "lora":
             self.encoder.model.save_pretrained(folder)  # type: ignore[operator]
 
@@ -270,6 +305,9 @@ class UMRTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(state[name])
+        counts = json.loads(path.with_name(COUNTS).read_text(encoding="utf-8"))
+        self.skipped, self._skipped_in_a_row = counts["skipped"], counts["in_a_row"]
+        self._seconds_before = counts["seconds"]
 
 
 class _Tally:
@@ -318,16 +356,27 @@ def _only(batches: list[Batch]) -> Batch:
 
 
 class StopWhenAsked(TrainerCallback):
-    """Saves and stops after the step in which a signal arrived; all processes in the same one."""
+    """Saves and stops after the step in which a signal arrived, all processes in the same one."""
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.signal = 0
+        """What arrived here."""
+        self.agreed = 0
+        """What arrived anywhere, once all processes know."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """A checkpoint holds how often was logged and saved; what is asked for now counts."""
+        told: Any = state  # transformers gives this method no types
+        told.compute_steps(args, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> TrainerControl:
         """Asks all processes."""
-        if any_true(self.signal is not None, args.device):
+        self.agreed = largest(self.signal, args.device)
+        if self.agreed:
             control.should_save = control.should_training_stop = control.should_log = True
         return control
 
