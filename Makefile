@@ -8,7 +8,7 @@ ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check format crash memory codes rerank verify-checkpoints clean
+.PHONY: help install demo test lint types check format crash memory codes rerank training verify-checkpoints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,15 @@ rerank: $(STAMP) ## Time reranking beside a loop over pairs and sentence-transfo
 	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/rerank.json $(ARGS)
 	$(BIN)/python benchmarks/bench_rerank.py --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken \
 	  --memory 50 1000 --out benchmarks/results/rerank_memory.json
+
+training: $(STAMP) ## Time training beside sentence-transformers, and its memory (fetches four wheels, 40 minutes)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/torchvision torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/dashscope dashscope
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt datasets
+	TORCHVISION_FOLDER=$(VENV)/torchvision $(BIN)/python benchmarks/bench_train.py \
+	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/train.json $(ARGS)
+	TORCHVISION_FOLDER=$(VENV)/torchvision $(BIN)/python benchmarks/bench_train.py --memory 64 1024 \
+	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/train_memory.json
 
 verify-checkpoints: $(STAMP) ## Compare real GME-2B and MM-Embed weights with published values (needs the hub, 25 GB)
 	$(BIN)/python benchmarks/verify_checkpoints.py $(ARGS)

@@ -59,6 +59,8 @@ SIDES = (280, 400)
 WORDS, SPREAD = 76, 0.35
 """Median and sigma of the log-normal number of words."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CHUNK_TOKENS, FEATURE_BYTES = 2048, 2**26
+"""Of the runs whose memory is measured."""
 RANK, ALPHA, LEARNING_RATE, TEMPERATURE, CLIP, SEED = 8, 16, 1e-4, 0.03, 1.0, 0
 
 
@@ -288,8 +290,17 @@ def peer(
     return run
 
 
-def ours(folder: Path, data: Path, rows: list[Example], batch: int, chunk: int, steps: int) -> Run:
-    """Train with `UMRTrainer`; arguments as `peer`."""
+def ours(
+    folder: Path,
+    data: Path,
+    rows: list[Example],
+    batch: int,
+    chunk: int | None,
+    steps: int,
+    tokens: int = 10**9,
+    feature_bytes: int = 2**30,
+) -> Run:
+    """Train with `UMRTrainer`; arguments as `peer`, `tokens` and `feature_bytes` as `Memory` of a recipe."""
     from transformers import PrinterCallback, SchedulerType, TrainerCallback
 
     from umr_plugins.backbones.load import load_backbone
@@ -309,7 +320,7 @@ def ours(folder: Path, data: Path, rows: list[Example], batch: int, chunk: int, 
             "batch": {"pictures": batch, "text": batch},
             "lora": {"rank": RANK, "alpha": ALPHA, "dropout": 0},
             "optimizer": {"learning_rate": LEARNING_RATE, "betas": [0.9, 0.999], "max_grad_norm": CLIP},
-            "memory": {"chunk_tokens": 10**9, "chunk_entries": chunk},
+            "memory": {"chunk_tokens": tokens, "chunk_entries": chunk, "feature_bytes": feature_bytes},
             "precision": "float32",
             "device": "cpu",
             "log_every": 1,
@@ -437,7 +448,7 @@ def _apart(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def report_memory(folder: Path, data: Path, rows: list[Example], arguments: argparse.Namespace) -> None:
-    """Peak memory of our trainer over two steps at several batch sizes, chunks being equal.
+    """Peak memory of one step of our trainer at several batch sizes, chunks being equal.
 
     The model has two layers in each tower, so that the pictures of a batch weigh more beside it.
     """
@@ -450,11 +461,17 @@ def report_memory(folder: Path, data: Path, rows: list[Example], arguments: argp
         shutil.copyfile(folder / name, small / name)
     peaks = {}
     for batch in arguments.memory:
-        run = _apart(ours, small, data, rows, batch, arguments.chunk[0], 2)
+        run = _apart(ours, small, data, rows, batch, None, 1, CHUNK_TOKENS, FEATURE_BYTES)
         peaks[batch] = run.peak_bytes
         print(batch, f"{run.peak_bytes / 2**20:.0f} MiB", flush=True)
     least, *_, most = peaks.values()
-    report = {"chunk_entries": arguments.chunk[0], "peak_bytes": peaks, "ratio": round(most / least, 3)}
+    report = {
+        "chunk_tokens": CHUNK_TOKENS,
+        "feature_bytes": FEATURE_BYTES,
+        "pictures": sum(("image" in row.query) + ("image" in row.positive) for row in rows[: max(peaks)]),
+        "peak_bytes": peaks,
+        "ratio": round(most / least, 3),
+    }
     _write(report, arguments.out)
 
 
@@ -478,7 +495,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vocabulary", type=Path, required=True, help="qwen.tiktoken of the wheel dashscope")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
         "--chunk",
         type=int,
@@ -488,7 +505,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=2, help="how often each takes its turn")
     parser.add_argument("--memory", type=int, nargs="+", metavar="BATCH", help="peak memory at these sizes")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument(
         "--checkpoint", type=Path, help="folder to write the checkpoint to, or with one in it"
     )
@@ -501,7 +518,7 @@ def main() -> None:
     if not (folder / "config.json").exists():
         write_checkpoint(folder, arguments.vocabulary)
     data = Path(tempfile.mkdtemp())
-    needed = 2 * max(arguments.memory) if arguments.memory else arguments.batch * arguments.steps
+    needed = max(arguments.memory) if arguments.memory else arguments.batch * arguments.steps
     rows = write_rows(data, needed)
     if arguments.memory:
         report_memory(folder, data, rows, arguments)

@@ -111,6 +111,17 @@ def test_the_figures_of_reranking_are_those_that_were_measured() -> None:
         assert f"| {name} | {ratio['loop']} | {ratio['sentence-transformers']} |" in page
 
 
+def test_the_figures_of_training_are_those_that_were_measured() -> None:
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "benchmarks/results/train.json").read_text(encoding="utf-8"))
+    assert len(measured["speedup"]) == 2
+    for name, ratio in measured["speedup"].items():
+        assert f"| {name.removeprefix('sentence-transformers, ')} | {ratio} |" in page
+    assert measured["losses_agree_to"] < 1e-6
+    for limit in measured["limit_by_arithmetic"].values():
+        assert str(limit) in page
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {

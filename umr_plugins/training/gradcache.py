@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,6 +23,7 @@ from umr_plugins.backbones.features import Features
 from umr_plugins.encoding.trainable import Entry, TrainableEncoder, without_pixels
 from umr_plugins.errors import ItemError
 from umr_plugins.training.distributed import any_true
+from umr_plugins.training.heap import Heap
 
 Losses = Callable[..., Iterable[torch.Tensor]]
 """From embeddings `[n, hidden]` (and a copy of each shared parameter) to losses that are summed up."""
@@ -87,6 +88,7 @@ class GradCache:
     backward: Callable[[torch.Tensor], object] = torch.Tensor.backward
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     even: bool = False
+    _heap: Heap = field(default_factory=Heap)
 
     def step(
         self, entries: Sequence[Entry], losses: Losses, shared: Sequence[torch.nn.Parameter] = ()
@@ -211,6 +213,8 @@ class GradCache:
             _set_random_state(now, device)
 
     def _run(self, items: list[Prepared], features: list[Features] | None) -> torch.Tensor:
+        if self.encoder.backbone.device.type == "cpu":
+            self._heap.tidy()
         return (self.model or self.encoder)(items, features)
 
     def _features(self, items: list[Prepared]) -> list[Features] | None:
