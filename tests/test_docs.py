@@ -120,6 +120,9 @@ def test_the_figures_of_training_are_those_that_were_measured() -> None:
     assert measured["losses_agree_to"] < 1e-6
     for limit in measured["limit_by_arithmetic"].values():
         assert str(limit) in page
+    memory = json.loads((ROOT / "benchmarks/results/train_memory.json").read_text(encoding="utf-8"))
+    least, most = (f"{peak / 1e9:.2f}" for peak in memory["peak_bytes"].values())
+    assert f"is {memory['ratio']} times that with 64 ({least} and {most} GB)" in " ".join(page.split())
 
 
 def test_every_make_target_that_is_named_exists() -> None:
