@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from umr_plugins.backbones.features import Features
 from umr_plugins.embedder import Embedder
 from umr_plugins.errors import BatchError
 
@@ -133,10 +134,10 @@ def test_early_vision_features_matter(qwen3_vl_folder: Path, exact: Image.Image)
     embedder = Embedder(qwen3_vl_folder, dtype="float32")
     backbone: Any = embedder._engine.backbone
     before = embedder.encode_documents([{"image": exact}])
-    whole = backbone._features
-    backbone._features = lambda pictures: (whole(pictures)[0], [])
+    whole = backbone._kept
+    backbone._kept = lambda pictures: [Features(part.tokens) for part in whole(pictures)]
     try:
         after = embedder.encode_documents([{"image": exact}])
     finally:
-        backbone._features = whole
+        backbone._kept = whole
     assert np.abs(before - after).max() > 1e-3
