@@ -386,7 +386,7 @@ def test_an_interruption_leaves_nothing(
         assert path.parent.name.startswith(".out.")  # beside the folder, hidden
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge, "_sync", interrupted)
+    monkeypatch.setattr(merge, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(resolve(qwen2_vl_folder), tmp_path / "out", tensors={NAME: SQUARE})
     assert list(tmp_path.iterdir()) == []

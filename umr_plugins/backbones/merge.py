@@ -89,11 +89,11 @@ def write_checkpoint(
             shutil.copyfile(path, copy)
             if path in plan.edits:
                 _write_over(copy, path, plan.edits[path])
-            _sync(copy)
-        _sync(write_sidecar(partial, dataclasses.replace(checkpoint.spec, name=out.name)))
-        _sync(partial)
+            sync(copy)
+        sync(write_sidecar(partial, dataclasses.replace(checkpoint.spec, name=out.name)))
+        sync(partial)
         partial.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         size = sum(path.stat().st_size for path in files)
         raise StorageError(
@@ -205,7 +205,8 @@ def _opened(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder written to the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from umr_plugins.backbones.merge import write_checkpoint
+from umr_plugins.backbones.merge import sync, write_checkpoint
 from umr_plugins.backbones.registry import Checkpoint, write_sidecar
 from umr_plugins.encoding.trainable import TrainableEncoder
 from umr_plugins.errors import IndexLockedError, InputError, StorageError
@@ -99,7 +99,7 @@ class RunFolder:
         # Before the first checkpoint: without it the folder would be taken for somebody else's.
         said = {"recipe": recipe.as_dict(), "data": data, "base": dict(base), "resumed": self.resumed}
         aside.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        checkpoints.sync(aside)
+        sync(aside)
         aside.replace(file)
         self.checkpoints.mkdir(exist_ok=True)
         return found

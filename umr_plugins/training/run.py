@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -36,9 +35,6 @@ from umr_plugins.training.folder import RunFolder, step_of
 from umr_plugins.training.lora import add_lora, keep_no_activations, train_everything
 from umr_plugins.training.recipe import Lora, Recipe
 from umr_plugins.training.sampler import Mixture
-
-_log = logging.getLogger(__name__)
-
 
 _LIMITS = ("max_length", "min_image_tokens", "max_image_tokens")
 
