@@ -8,7 +8,7 @@ ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check format crash memory codes rerank training verify-checkpoints clean
+.PHONY: help install demo test newer lint types check format crash memory codes rerank training verify-checkpoints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ demo: $(STAMP) ## Index the sample corpus, run its queries, write demo-output/re
 
 test: $(STAMP) ## Run all tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
+
+newer: $(STAMP) ## Run the LangChain tests with langchain-core 1.8 as well (fetches one wheel)
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/langchain-core-1.8 "langchain-core==1.8.1"
+	PYTHONPATH=$(VENV)/langchain-core-1.8 $(BIN)/python -m pytest integrations/langchain-umr $(ARGS)
 
 lint: $(STAMP) ## Check style, change nothing
 	$(BIN)/ruff check .
