@@ -310,7 +310,7 @@ def ours(
     from umr_plugins.training.arguments import arguments
     from umr_plugins.training.collate import Batches
     from umr_plugins.training.lora import add_lora
-    from umr_plugins.training.recipe import make_recipe
+    from umr_plugins.training.reading import make_recipe
     from umr_plugins.training.trainer import UMRTrainer
 
     recipe = make_recipe(

@@ -17,7 +17,8 @@ from umr_plugins.index import lock
 from umr_plugins.training import checkpoints
 from umr_plugins.training.checkpoints import MANIFEST
 from umr_plugins.training.folder import RUN, RunFolder, step_of
-from umr_plugins.training.recipe import FREE, Recipe, make_recipe
+from umr_plugins.training.reading import make_recipe
+from umr_plugins.training.recipe import FREE, Recipe
 
 FILES = {
     "trained.safetensors": b"weights " * 40,

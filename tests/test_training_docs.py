@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from umr_plugins.training.recipe import Recipe, make_recipe, read_recipe
+from umr_plugins.training.reading import make_recipe, read_recipe
+from umr_plugins.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples/finetune/recipe.yaml"

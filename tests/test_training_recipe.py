@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from umr_plugins.errors import InputError
-from umr_plugins.training.recipe import FREE, Recipe, Source, make_recipe, read_recipe
+from umr_plugins.training.reading import make_recipe, read_recipe
+from umr_plugins.training.recipe import FREE, Recipe, Source
 
 LEAST: dict[str, Any] = {"model": "gme-2b", "data": [{"path": "train.jsonl"}]}
 
@@ -433,7 +434,7 @@ def test_the_hash_is_of_values_alone() -> None:
     full = make_recipe(FULL, Path("/data"))
     assert make_recipe(turned, Path("/elsewhere"), "other.yaml").sha256() == full.sha256()
     code = (
-        "import json, sys; from pathlib import Path; from umr_plugins.training.recipe import make_recipe\n"
+        "import json, sys; from pathlib import Path; from umr_plugins.training.reading import make_recipe\n"
         "print(make_recipe(json.load(sys.stdin), Path('/data')).sha256())\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

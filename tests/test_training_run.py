@@ -26,7 +26,7 @@ from umr_plugins.errors import DataError, InputError, StorageError, TrainingErro
 from umr_plugins.training import checkpoints, losses
 from umr_plugins.training.collate import Batches
 from umr_plugins.training.lora import add_lora
-from umr_plugins.training.recipe import make_recipe
+from umr_plugins.training.reading import make_recipe
 from umr_plugins.training.run import Trained, train
 from umr_plugins.training.sampler import Mixture
 from umr_plugins.training.trainer import UMRTrainer

@@ -82,7 +82,7 @@ def start(recipe: dict[str, Any], out: Path, log: Path) -> BaseProcess:
 
 
 def _run(recipe: dict[str, Any], out: str, log: str) -> None:
-    from umr_plugins.training.recipe import make_recipe
+    from umr_plugins.training.reading import make_recipe
     from umr_plugins.training.run import Stopped, train
     from umr_plugins.training.trainer import UMRTrainer
 

@@ -19,7 +19,7 @@ import torch
 from umr_plugins.errors import ItemError, UMRError
 from umr_plugins.training import trainer
 from umr_plugins.training.distributed import rank
-from umr_plugins.training.recipe import make_recipe
+from umr_plugins.training.reading import make_recipe
 from umr_plugins.training.run import Stopped, train
 from umr_plugins.training.trainer import UMRTrainer
 

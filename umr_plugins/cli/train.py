@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print where the model is."""
-    from umr_plugins.training.recipe import read_recipe
+    from umr_plugins.training.reading import read_recipe
 
     recipe = read_recipe(args.recipe)
     from umr_plugins.training.run import Stopped, rank_of_environment, train

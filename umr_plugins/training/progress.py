@@ -1,9 +1,11 @@
-"""Lines for people while training runs."""
+"""Lines for people while training runs: ours, and none of transformers'."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -44,3 +46,18 @@ class Progress(TrainerCallback):
             f"{logs['samples_per_second']:.1f} samples/s  {logs['tokens_per_second']:,.0f} tokens/s  "
             f"{duration(each * (state.max_steps - state.global_step))} left{skipped}"
         )
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own notes and bars on stderr; errors still come through."""
+    chatter: Any = importlib.import_module("transformers.utils.logging")
+    before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(before)
+        if bars:
+            chatter.enable_progress_bar()

@@ -121,7 +121,7 @@ class _Run:
         self.recipe, self.tell = recipe, tell
         self.folder = RunFolder(folder, tell)
         try:
-            from umr_plugins.training.trainer import StopWhenAsked
+            from umr_plugins.training.stopping import StopWhenAsked
         except ImportError as error:
             raise MissingExtraError("training needs more: pip install 'umr-plugins[train]'") from error
         self.stopping = StopWhenAsked()
@@ -155,8 +155,8 @@ class _Run:
         from transformers import PrinterCallback
 
         from umr_plugins.training.arguments import arguments
-        from umr_plugins.training.progress import Progress
-        from umr_plugins.training.trainer import UMRTrainer, quiet_transformers
+        from umr_plugins.training.progress import Progress, quiet_transformers
+        from umr_plugins.training.trainer import UMRTrainer
 
         recipe = self.recipe
         if recipe.tuning == "lora" and recipe.full_vision:

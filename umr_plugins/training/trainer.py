@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import itertools
 import json
 import logging
@@ -19,16 +17,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from umr_plugins.encoding.trainable import TrainableEncoder
 from umr_plugins.errors import CheckpointError, StorageError, TrainingError
 from umr_plugins.training import checkpoints, losses
 from umr_plugins.training.collate import Batch, Batches
-from umr_plugins.training.distributed import any_true, gather, largest, rank, world_size
+from umr_plugins.training.distributed import any_true, gather, rank
 from umr_plugins.training.gradcache import GradCache
 from umr_plugins.training.recipe import Recipe
+from umr_plugins.training.tally import Tally
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class UMRTrainer(Trainer):
         self._skipped_in_a_row = 0
         self._told_of_scores = False
         self._staging: Path | None = None
-        self._tally = _Tally()
+        self._tally = Tally()
         self._cache: GradCache | None = None
         self._folder = Path(str(args.output_dir))
         self._began, self._seconds_before = time.perf_counter(), 0.0
@@ -310,42 +309,6 @@ class UMRTrainer(Trainer):
         self._seconds_before = counts["seconds"]
 
 
-class _Tally:
-    """Counts between two lines of the log."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._since = time.perf_counter()
-        self._counts = dict.fromkeys(("samples", "tokens", "masked", "truncated", "recomputed"), 0)
-        self.losses: list[float] = []
-
-    def add(self, batch: Batch, tokens: int, truncated: int, recomputed: int) -> None:
-        """One step of this process."""
-        found = (len(batch.queries), tokens, batch.masked if rank() == 0 else 0, truncated, recomputed)
-        for name, count in zip(self._counts, found, strict=True):
-            self._counts[name] += count
-
-    def taken(self, device: torch.device) -> dict[str, float]:
-        """Mean loss of the steps that were not skipped, rates over all processes, counts; starts anew."""
-        numbers = torch.tensor(list(self._counts.values()), dtype=torch.float64)
-        if world_size() > 1:
-            numbers = numbers.to(device)
-            torch.distributed.all_reduce(numbers)
-        samples, tokens, *others = numbers.tolist()
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        names = list(self._counts)[2:]
-        mean = sum(self.losses) / len(self.losses) if self.losses else math.nan  # alike in every process
-        self._reset()
-        return {
-            "loss": mean,
-            "samples_per_second": samples / seconds,
-            "tokens_per_second": tokens / seconds,
-            **{name: int(count) for name, count in zip(names, others, strict=True)},
-        }
-
-
 def _finite(encoder: TrainableEncoder) -> bool:
     gradients = [part.grad for part in encoder.parameters() if part.grad is not None]
     return all(bool(torch.isfinite(each).all()) for each in gradients)
@@ -353,44 +316,3 @@ def _finite(encoder: TrainableEncoder) -> bool:
 
 def _only(batches: list[Batch]) -> Batch:
     return batches[0]
-
-
-class StopWhenAsked(TrainerCallback):
-    """Saves and stops after the step in which a signal arrived, all processes in the same one."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        """What arrived here."""
-        self.agreed = 0
-        """What arrived anywhere, once all processes know."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
-        """A checkpoint holds how often was logged and saved; what is asked for now counts."""
-        told: Any = state  # transformers gives this method no types
-        told.compute_steps(args, state.max_steps)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> TrainerControl:
-        """Asks all processes."""
-        self.agreed = largest(self.signal, args.device)
-        if self.agreed:
-            control.should_save = control.should_training_stop = control.should_log = True
-        return control
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own notes and bars on stderr; errors still come through."""
-    chatter: Any = importlib.import_module("transformers.utils.logging")
-    before, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        yield
-    finally:
-        chatter.set_verbosity(before)
-        if bars:
-            chatter.enable_progress_bar()
