@@ -19,7 +19,7 @@ from umr_plugins.media.images import load_image
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(ROOT.glob("integrations/*/README.md")),
 ]
 
@@ -69,6 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(drawings[4], tmp_path / "key.png")
     shutil.copy(drawings[5], tmp_path / "bicycle.jpg")
     shutil.copy(drawings[6], tmp_path / "a.jpg")
+    shutil.copytree(DEMO / "umr-tiny", tmp_path / "parts-model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "umr_plugins"
 LAYERS: list[set[str]] = [
     {"cli", "demo"},
     {"serving", "evaluation", "synthesis", "training"},
-    {"mining", "index", "remote", "sentence_transformers", "st_files", "html"},
+    {"mining", "index", "chroma", "remote", "sentence_transformers", "st_files", "html"},
     {"data"},
     {"embedder", "reranker"},
     {"encoding"},
@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"errors"},
 ]
 NEVER_ONE_ANOTHER = {"training", "evaluation", "synthesis", "serving"}
-HEAVY = {"chromadb": {"index/chroma.py"}}
+HEAVY = {"chromadb": {"index/chroma.py", "chroma/function.py", "chroma/opening.py"}}
 
 
 def level(unit: str) -> int:

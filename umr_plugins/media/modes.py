@@ -38,6 +38,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Integers or floats as 8 bits, by the rules above.
+
+    Raises:
+        ItemError: `corrupt`, values that are no number.
+    """
+    return _floats(values) if values.dtype.kind == "f" else _integers(values)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
@@ -53,7 +62,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _from_numbers(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    grey = _floats(values) if values.dtype.kind == "f" else _integers(values)
+    grey = to_uint8(values)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey[values == key] = 255

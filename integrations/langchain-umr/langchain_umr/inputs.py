@@ -6,6 +6,8 @@ Anthropic's), a message, a `Document`, or anything the core takes. Pictures are 
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +15,11 @@ from langchain_core.documents import Document
 from langchain_core.messages import BaseMessage
 
 from umr_plugins.errors import BatchError, ItemError
+from umr_plugins.media.kinds import PICTURES, sniff
 from umr_plugins.types import ImageSource, Item, as_item
 
 IMAGE_KEYS = ("image", "image_uri", "image_path")
-"""Metadata keys of a `Document` that name its picture; the first that is set counts."""
+"""Metadata keys of a `Document` that name its picture, or a list of pictures; the first set counts."""
 
 _TEXT_BLOCKS = ("text", "text-plain")
 _FORMS = "a str, a mapping with text and image, content blocks, a message, a Document, a PIL.Image or a Path"
@@ -69,37 +72,71 @@ def to_items(values: Iterable[object]) -> list[Item]:
 
 
 def document_item(document: Document, image_keys: Sequence[str] = IMAGE_KEYS) -> Item:
-    """The text of a `Document`, fused with the picture that its metadata names, if any.
+    """The text of a `Document`, fused with the picture (or pictures) that its metadata names, if any.
 
     Raises:
-        ItemError: `unsupported` when the metadata holds something else than a path or data URI there, or when
-            the document is a picture of a store whose picture is out of reach; `empty` without both.
+        ItemError: `unsupported` when the metadata holds something else than paths and data URIs there, or
+            when the document is a picture of a store whose picture is out of reach; `empty` without both.
     """
-    text = document.page_content if document.page_content.strip() else None
-    picture = document_picture(document, image_keys)
-    if picture is None and is_stored_picture(document):
+    pictures = document_pictures(document, image_keys) or _encoded_picture(document.page_content)
+    if not pictures and is_stored_picture(document):
         raise ItemError(
             "unsupported",
             f"metadata['modality'] is {document.metadata['modality']!r}, but the document holds no picture; "
             f"name it in the metadata under one of {list(image_keys)}, or give the picture itself",
         )
-    return as_item(Item(text=text, image=picture))
+    return make_item(document_text(document), pictures)
 
 
-def document_picture(document: Document, image_keys: Sequence[str] = IMAGE_KEYS) -> ImageSource | None:
-    """The picture that a document's metadata names, not opened."""
+def document_text(document: Document) -> str | None:
+    """The page content; None if it is blank, or no text at all but a picture as base64.
+
+    Some stores (`Chroma.add_images` of `langchain_chroma`) hand pictures out like that.
+    """
+    text = document.page_content
+    return None if not text.strip() or _encoded_picture(text) else text
+
+
+def document_pictures(document: Document, image_keys: Sequence[str] = IMAGE_KEYS) -> tuple[ImageSource, ...]:
+    """The pictures that a document's metadata names under the first key that is set, not opened.
+
+    Raises:
+        ItemError: `unsupported` when it holds something else there than a path, a data URI or a list of them.
+    """
     for key in image_keys:
         value = document.metadata.get(key)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str | list | tuple) and not value):
             continue
-        if not isinstance(value, str):
+        named = value if isinstance(value, list | tuple) else [value]
+        wrong = [type(one).__name__ for one in named if not isinstance(one, str) or not one]
+        if wrong:
+            got = "an empty str" if wrong[0] == "str" else wrong[0]
             raise ItemError(
                 "unsupported",
-                f"metadata[{key!r}] must be a path or data URI, got {type(value).__name__}. Pictures in "
+                f"metadata[{key!r}] must be a path or data URI, or a list of them, got {got}. Pictures in "
                 "memory go through UMRVectorStore.add_items; set image_key if this is no picture",
             )
-        return value
-    return None
+        return tuple(named)
+    return ()
+
+
+def make_item(text: str | None, pictures: Sequence[ImageSource]) -> Item:
+    """An item with any number of pictures; raises `ItemError` (`empty`) without text and picture."""
+    if len(pictures) > 1:
+        return as_item(Item(text=text, images=tuple(pictures)))
+    return as_item(Item(text=text, image=pictures[0] if pictures else None))
+
+
+def _encoded_picture(text: str) -> tuple[str, ...]:
+    """A text that is nothing but the base64 of a picture file, as a data URI; empty for any other text."""
+    try:
+        kind = sniff(base64.b64decode(text[:64], validate=True))  # decides all but one text in many millions
+        if kind not in PICTURES or len(text) < 64:
+            return ()
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return ()
+    return (f"data:image/{kind.lower()};base64,{text}",)
 
 
 def is_stored_picture(document: Document) -> bool:
@@ -127,9 +164,7 @@ def _blocks_item(content: object) -> Item:
                 "and image_url",
             )
     text = "\n".join(texts) if any(part.strip() for part in texts) else None
-    if len(pictures) > 1:
-        return as_item(Item(text=text, images=tuple(pictures)))
-    return as_item(Item(text=text, image=pictures[0] if pictures else None))
+    return make_item(text, pictures)
 
 
 def _block_picture(block: Mapping[str, Any]) -> str:
@@ -145,10 +180,10 @@ def _block_picture(block: Mapping[str, Any]) -> str:
     return _data_uri(block.get("base64"), block.get("mime_type")) or _only_data(block.get("url"), block)
 
 
-def _data_uri(base64: object, mime_type: object) -> str | None:
-    if not isinstance(base64, str) or not base64:
+def _data_uri(data: object, mime_type: object) -> str | None:
+    if not isinstance(data, str) or not data:
         return None
-    return f"data:{mime_type or 'application/octet-stream'};base64,{base64}"
+    return f"data:{mime_type or 'application/octet-stream'};base64,{data}"
 
 
 def _only_data(url: object, block: Mapping[str, Any]) -> str:

@@ -6,21 +6,34 @@ names is therefore read only from a data URI, or from a file below a folder that
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from langchain_core.documents import Document
 
-from langchain_umr.inputs import IMAGE_KEYS, document_item, document_picture, is_stored_picture, to_item
+from langchain_umr.inputs import (
+    IMAGE_KEYS,
+    document_item,
+    document_pictures,
+    document_text,
+    is_stored_picture,
+    make_item,
+    to_item,
+)
 from umr_plugins.errors import ItemError
-from umr_plugins.types import ImageSource, Item, PageImage, as_item
+from umr_plugins.media.roots import below
+from umr_plugins.types import ImageSource, Item, PageImage, TarImage
+
+REMEDY = "MLLMReranker(roots=[folder])"
 
 
-def guarded_item(document: Document, roots: Sequence[Path], image_keys: Sequence[str] = IMAGE_KEYS) -> Item:
+def guarded_item(
+    document: Document,
+    roots: Sequence[Path],
+    image_keys: Sequence[str] = IMAGE_KEYS,
+    remedy: str = REMEDY,
+) -> Item:
     """A document as it was embedded: its text, its picture, both fused, or a page of a PDF.
 
     The picture is what the metadata names under one of `image_keys`, else the file of `path` (and `page`) of
@@ -31,36 +44,33 @@ def guarded_item(document: Document, roots: Sequence[Path], image_keys: Sequence
         document: any document; not changed.
         roots: absolute folders below which its picture may lie.
         image_keys: metadata keys that name a picture; the first that is set counts.
+        remedy: the call that allows a folder, for messages.
 
     Raises:
         ItemError: `unsupported` for a picture outside `roots` or behind a web address, or one that nothing
             names; `empty` without text and picture.
     """
-    picture = document_picture(document, image_keys)
-    if picture is None and is_stored_picture(document):
-        picture = _stored_file(document, roots)
-    elif isinstance(picture, str) and picture[:5].lower() != "data:":
-        picture = _below(picture, roots)
-    if picture is None:
+    pictures = tuple(_allowed(one, roots, remedy) for one in document_pictures(document, image_keys))
+    if not pictures and is_stored_picture(document):
+        pictures = _stored_file(document, roots, remedy)
+    if not pictures:
         return document_item(document, image_keys)
     alone = document.metadata.get("modality") == "image"
-    text = document.page_content if document.page_content.strip() and not alone else None
-    return as_item(Item(text=text, image=picture))
+    return make_item(None if alone else document_text(document), pictures)
 
 
-def absolute_roots(value: Any) -> tuple[Path, ...]:
-    """One folder or several as a tuple of absolute paths; raises `ValueError` for what is no path."""
-    listed = [value] if isinstance(value, str | os.PathLike) else value
-    if listed is None:
-        return ()
-    if not isinstance(listed, Iterable):
-        raise ValueError(f"roots are folders, got {type(value).__name__}; pass roots=[folder]")
-    roots = []
-    for root in listed:
-        if not isinstance(root, str | os.PathLike) or not os.fspath(root):
-            raise ValueError(f"roots are folders, got {root!r}; name the folder that holds the pictures")
-        roots.append(Path(root).expanduser().absolute())
-    return tuple(roots)
+def guarded_pictures(item: Item, roots: Sequence[Path], remedy: str = REMEDY) -> Item:
+    """The same item, if every picture that it names lies below one of `roots` or comes along with it.
+
+    Raises:
+        ItemError: `unsupported` for any other picture.
+    """
+    return replace(
+        item,
+        image=None if item.image is None else _allowed(item.image, roots, remedy),
+        images=tuple(_allowed(one, roots, remedy) for one in item.images),
+        video=tuple(_allowed(one, roots, remedy) for one in item.video),
+    )
 
 
 def shown(query: object) -> object:
@@ -74,45 +84,21 @@ def shown(query: object) -> object:
     return {"text": item.text, "pictures": len(item.pictures) + len(item.video)}
 
 
-def _stored_file(document: Document, roots: Sequence[Path]) -> ImageSource | None:
+def _stored_file(document: Document, roots: Sequence[Path], remedy: str) -> tuple[ImageSource, ...]:
     path, page = document.metadata.get("path"), document.metadata.get("page")
     if not isinstance(path, str) or not path:
-        return None
-    found = _below(path, roots)
-    return PageImage(found, page) if isinstance(page, int) and not isinstance(page, bool) else found
+        return ()
+    found = _below(path, roots, remedy)
+    return (PageImage(found, page) if isinstance(page, int) and not isinstance(page, bool) else found,)
 
 
-def _below(reference: str, roots: Sequence[Path]) -> Path:
-    """The file that a reference names, if it lies below one of the roots once every link is followed.
-
-    A relative reference counts from each root in turn.
-    """
-    named = f"its picture {reference[:200]!r}"
-    try:
-        path = _path(reference)
-        inside = []
-        for root in roots:
-            real = Path(os.path.realpath(root / path))
-            if real.is_relative_to(os.path.realpath(root)):
-                inside.append(real)
-        existing = next((real for real in inside if real.exists()), None)
-    except (OSError, ValueError) as error:
-        raise ItemError("unsupported", f"{named} is no path of a file: {error}", stage="open") from None
-    if inside:
-        return existing or inside[0]
-    folders = f"it is not below {[str(root) for root in roots]}" if roots else "no folder is allowed"
-    raise ItemError(
-        "unsupported",
-        f"{named} may not be opened: {folders}. Metadata that comes back from a store may have been written "
-        "by anyone; allow the folder that holds your pictures with MLLMReranker(roots=[folder])",
-        stage="open",
-    )
+def _allowed(picture: ImageSource, roots: Sequence[Path], remedy: str) -> ImageSource:
+    """Where it is named; what is in memory can be looked at in any case."""
+    if isinstance(picture, PageImage | TarImage):
+        return replace(picture, path=_below(str(picture.path), roots, remedy))
+    named = isinstance(picture, Path) or (isinstance(picture, str) and picture[:5].lower() != "data:")
+    return _below(str(picture), roots, remedy) if named else picture
 
 
-def _path(reference: str) -> Path:
-    if "://" not in reference:
-        return Path(reference)
-    parts = urlsplit(reference)
-    if parts.scheme.lower() == "file" and parts.netloc in ("", "localhost"):
-        return Path(url2pathname(parts.path))
-    raise ValueError("web addresses are not followed; download the file and give its path")
+def _below(reference: str, roots: Sequence[Path], remedy: str) -> Path:
+    return below(reference, roots, origin="Metadata", remedy=remedy)

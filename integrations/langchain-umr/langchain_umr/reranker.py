@@ -24,10 +24,11 @@ from langchain_umr.judging import (
     warn_unjudged,
 )
 from langchain_umr.ready import Ready
-from langchain_umr.references import absolute_roots, guarded_item, shown
+from langchain_umr.references import guarded_item, shown
 from langchain_umr.threads import in_thread
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.media.images import load_image
+from umr_plugins.media.roots import absolute_roots
 from umr_plugins.types import Item, PairScorer
 
 _OPTIONS = (
@@ -185,6 +186,15 @@ class MLLMReranker(RunnableSerializable[Any, list[Document]], BaseDocumentCompre
         scorer: PairScorer = ready
         return scorer
 
+    @property
+    def rerank_model(self) -> str:
+        """Name of the model, as judged documents carry it; nothing is loaded for it."""
+        if self.reranker is None:
+            return self.model
+        scorer = self.scorer
+        name = getattr(scorer, "model", None)
+        return str(name) if isinstance(name, str | Path) else type(scorer).__name__
+
     def compress_documents(
         self, documents: Sequence[Document], query: Any, callbacks: Callbacks | None = None
     ) -> list[Document]:
@@ -307,9 +317,8 @@ class MLLMReranker(RunnableSerializable[Any, list[Document]], BaseDocumentCompre
             unjudged = one.error or ItemError("model", "the model gave no judgement", stage="encode")
             outcomes[places[one.index]] = unjudged if one.relevance is None else float(one.relevance)
         warn_unjudged(outcomes)
-        name = getattr(scorer, "model", None)
-        named = str(name) if isinstance(name, str | Path) else type(scorer).__name__
-        return [judged(documents[order[slot]], outcomes[order[slot]], named) for slot in base][: self.top_n]
+        model = self.rerank_model
+        return [judged(documents[order[slot]], outcomes[order[slot]], model) for slot in base][: self.top_n]
 
     def _query(self, query: Any) -> Item:
         try:

@@ -12,7 +12,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from langchain_umr.documents import to_document
-from langchain_umr.inputs import IMAGE_KEYS, document_picture, is_stored_picture, to_item
+from langchain_umr.inputs import IMAGE_KEYS, document_pictures, is_stored_picture, to_item
 from umr_plugins.errors import BatchError, InputError
 from umr_plugins.types import Hit, ImageSource, Item
 
@@ -228,7 +228,7 @@ class StoreReader(VectorStore):
 
     def _stored(self, document: Document) -> Hit | None:
         """The row of a picture document that came from this index and does not name its picture itself."""
-        if not document.id or not is_stored_picture(document) or document_picture(document, self.image_keys):
+        if not document.id or not is_stored_picture(document) or document_pictures(document, self.image_keys):
             return None
         return next(iter(self.index.get([document.id])), None)
 

@@ -46,6 +46,8 @@ class UMRVectorStore(StoreWriter):
         store.as_retriever().invoke({"text": "the same in blue", "image": "photo.jpg"})
         ```
 
+    Copies share the rows. A pickle of a store in a folder opens the folder again; one process at a time may.
+
     Args:
         embedding: `GMEEmbeddings`, any other LangChain embeddings (text only), or an `umr_plugins` encoder.
             Leave it out for a folder that exists: its own model is used.
@@ -159,8 +161,36 @@ class UMRVectorStore(StoreWriter):
     def __enter__(self) -> Self:
         return self
 
+    def __copy__(self) -> Self:
+        return self  # rows are kept once; a copy would be another name for them
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = self.index.info()
+        if facts["path"] is None:
+            raise InputError(
+                "a store in memory can't be pickled: its rows live in this process only; make it with path=, "
+                "which is opened again where the pickle is read"
+            )
+        folder, server = Path(facts["path"]), facts["server"]
+        place = {"path": server or folder, "ledger": folder if server else None}
+        return _reopened, (
+            type(self),
+            self._embeddings,
+            place | {"collection": facts["collection"]},
+            self.image_keys,
+        )
+
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def _reopened(
+    kind: type[UMRVectorStore], embedding: Embeddings | None, place: Mapping[str, Any], keys: tuple[str, ...]
+) -> UMRVectorStore:
+    return kind(embedding, **place, image_key=keys)
 
 
 def _both(embedding: Embeddings | Encoder | None) -> tuple[Embeddings | None, Encoder | None]:

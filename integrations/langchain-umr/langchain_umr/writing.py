@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from langchain_umr.documents import fill_ids, label, named, same_length
 from langchain_umr.inputs import document_item, to_items
 from langchain_umr.searching import StoreReader
 from umr_plugins.errors import BatchError, InputError, ItemError
+from umr_plugins.index.rows import check_metadata
 from umr_plugins.types import ImageSource, Item, OnError
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ class StoreWriter(StoreReader):
         """Add documents; those with an id that is there are replaced, metadata and all.
 
         A document whose metadata names a picture (`image`, `image_uri` or `image_path`) is embedded with it:
-        page content and picture fused into one vector, or the picture alone without page content.
+        page content and picture fused into one vector, or the picture alone without page content. A list of
+        paths there is several pictures of one document, for models that take them. Page content that is a
+        picture as base64, as some stores return pictures, is embedded as that picture and not kept as text.
+        Metadata are JSON values, nested as you like; strings, numbers, booleans and lists of one of these can
+        be filtered on.
 
         Args:
             documents: any iterable of documents.
@@ -75,7 +80,8 @@ class StoreWriter(StoreReader):
 
         Raises:
             BatchError: names every document that can't be embedded.
-            InputError: an id stands twice, or the numbers of ids and documents differ.
+            InputError: an id stands twice, the numbers of ids and documents differ, or metadata hold what
+                JSON can't (bytes, dates, numpy scalars).
         """
         if kwargs:
             allowed = "ids, on_error, show_progress, batch_size"
@@ -196,6 +202,7 @@ class StoreWriter(StoreReader):
     ) -> list[str]:
         if not items:
             return []
+        _check_metadatas(metadatas, labels)
         filled = fill_ids(ids, items, metadatas)
         try:
             return self.index.add(
@@ -205,6 +212,14 @@ class StoreWriter(StoreReader):
             if labels is None:
                 raise
             raise named(error, labels, filled) from error
+
+
+def _check_metadatas(metadatas: Sequence[dict[str, Any]], labels: Sequence[str] | None) -> None:
+    for index, metadata in enumerate(metadatas):
+        try:
+            check_metadata(metadata, index)
+        except InputError as error:
+            raise InputError(f"{labels[index]}: {error}" if labels else str(error)) from None
 
 
 def _own(metadata: dict[str, Any], item: Item) -> dict[str, Any]:

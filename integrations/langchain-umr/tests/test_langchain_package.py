@@ -9,7 +9,15 @@ import langchain_umr
 
 
 def test_public_names() -> None:
-    assert langchain_umr.__all__ == ["GMEEmbeddings", "MLLMReranker", "RerankingRetriever", "UMRVectorStore"]
+    assert langchain_umr.__all__ == [
+        "GMEEmbeddings",
+        "MLLMReranker",
+        "RerankingRetriever",
+        "UMRVectorStore",
+        "adocuments_to_content_blocks",
+        "document_key",
+        "documents_to_content_blocks",
+    ]
     assert all(hasattr(langchain_umr, name) for name in langchain_umr.__all__)
 
 

@@ -16,9 +16,9 @@ from langchain_tests.integration_tests import (
     VectorStoreIntegrationTests,
 )
 from langchain_tests.unit_tests import EmbeddingsUnitTests
-from langchain_umr import GMEEmbeddings, UMRVectorStore
+from langchain_umr import GMEEmbeddings, MLLMReranker, RerankingRetriever, UMRVectorStore
 
-from umr_plugins.testing import FakeEncoder
+from umr_plugins.testing import FakeEncoder, FakeReranker
 
 
 class TestEmbeddingsUnit(EmbeddingsUnitTests):
@@ -67,6 +67,49 @@ class TestRetriever(RetrieversIntegrationTests):
         def make(k: int = 4) -> BaseRetriever:
             store = UMRVectorStore.from_texts(["kite", "boat", "sail", "reef", "buoy"], FakeEncoder())
             return store.as_retriever(search_kwargs={"k": k})
+
+        return make  # type: ignore[return-value]  # anything that makes one will do
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "kite"
+
+
+class TestBundledModel(EmbeddingsIntegrationTests):
+    """With the bundled model, nothing faked."""
+
+    @property
+    def embeddings_class(self) -> type[Embeddings]:
+        return GMEEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"model": "umr-tiny"}
+
+
+class TestStoreOfBundledModel(VectorStoreIntegrationTests):
+    """With the bundled model, on disk."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path) -> Iterator[VectorStore]:
+        with UMRVectorStore(GMEEmbeddings(model="umr-tiny"), path=tmp_path / "db") as store:
+            yield store
+
+
+class TestRetrieverOfBundledModel(RetrieversIntegrationTests):
+    """Retrieve and rerank in a folder, opened with its own recorded model."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "db"
+        texts = ["kite", "boat", "sail", "reef", "buoy"]
+        UMRVectorStore.from_texts(texts, GMEEmbeddings(model="umr-tiny"), path=self.folder).close()
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        def make(k: int = 4) -> BaseRetriever:
+            reranker = MLLMReranker(reranker=FakeReranker())
+            return RerankingRetriever(base=UMRVectorStore(path=self.folder), reranker=reranker, k=k)
 
         return make  # type: ignore[return-value]  # anything that makes one will do
 
