@@ -19,6 +19,7 @@ from umr_plugins.media.images import content_key, load_image, read_source
 from umr_plugins.types import FloatArray, Item, Modality, PageImage, TarImage, clean_text
 
 MAX_ID = 4096
+_ROWS = 1024
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}
 
 
@@ -257,8 +258,12 @@ def _is_scalar(value: object) -> bool:
 def unit_rows(vectors: FloatArray) -> FloatArray:
     """Rows as finite float32 of length 1; rows that can't be are NaN throughout."""
     matrix = np.asarray(vectors, dtype=np.float32)
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(matrix.astype(np.float64), axis=1, keepdims=True)
-        good = np.isfinite(norms) & (norms > 1e-12)
-        scaled = np.where(np.abs(norms - 1) <= 1e-5, matrix, matrix / norms).astype(np.float32)
-    return np.where(good, scaled, np.float32("nan"))
+    unit = np.empty_like(matrix)
+    for start in range(0, len(matrix), _ROWS):  # in float64 a large call would need several times its memory
+        part = matrix[start : start + _ROWS]
+        with np.errstate(all="ignore"):
+            norms = np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
+            good = np.isfinite(norms) & (norms > 1e-12)
+            scaled = np.where(np.abs(norms - 1) <= 1e-5, part, part / norms).astype(np.float32)
+        unit[start : start + _ROWS] = np.where(good, scaled, np.float32("nan"))
+    return unit

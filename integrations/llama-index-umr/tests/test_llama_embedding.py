@@ -24,7 +24,6 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.schema import QueryBundle
-from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.embeddings.gme import GMEEmbedding
 from PIL import Image
 
@@ -280,8 +279,6 @@ def test_a_changed_option_is_not_answered_by_the_old_model(
 def test_contradicting_options_are_refused(encoder: FakeEncoder) -> None:
     with pytest.raises(InputError, match=r"model_name, dim"):
         GMEEmbedding("umr-tiny", dim=3, encoder=encoder)
-    with pytest.raises(InputError, match="text alone"):
-        GMEEmbedding(encoder=encoder, embeddings_cache=SimpleKVStore())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="instuction"):
         GMEEmbedding(encoder=encoder, instuction="x")  # type: ignore[call-arg]
 

@@ -63,6 +63,21 @@ def from_documents(nodes: list[BaseNode], gme: GMEEmbedding) -> MultimodalIndex:
     return MultimodalIndex.from_documents([n for n in nodes if isinstance(n, Document)], embed_model=gme)
 
 
+def from_documents_async(nodes: list[BaseNode], gme: GMEEmbedding) -> MultimodalIndex:
+    documents = [node for node in nodes if isinstance(node, Document)]
+    return MultimodalIndex.from_documents(documents, embed_model=gme, use_async=True)
+
+
+def inserted_one_by_one(nodes: list[BaseNode], gme: GMEEmbedding) -> MultimodalIndex:
+    index = MultimodalIndex(embed_model=gme)
+    for node in nodes:
+        if isinstance(node, Document):
+            index.insert(node)
+        else:
+            index.insert_nodes([node])
+    return index
+
+
 def pipeline(nodes: list[BaseNode], gme: GMEEmbedding) -> MultimodalIndex:
     store = UMRVectorStore(gme)
     IngestionPipeline(transformations=[gme], vector_store=store).run(nodes=nodes)
@@ -82,6 +97,8 @@ WAYS = [
     insert_nodes,
     ainsert_nodes,
     from_documents,
+    from_documents_async,
+    inserted_one_by_one,
     pipeline,
     pipeline_async,
 ]
@@ -100,7 +117,8 @@ def query_for(item: Item, gme: GMEEmbedding) -> str | QueryBundle:
 def test_every_kind_is_found_by_its_own_content(way: Way, gme: GMEEmbedding, tmp_path: Path) -> None:
     given = kinds(tmp_path)
     index = way([kind.node for kind in given], gme)
-    expected = [k for k in given if way is not from_documents or isinstance(k.node, Document)]
+    whole = way not in (from_documents, from_documents_async)
+    expected = [kind for kind in given if whole or isinstance(kind.node, Document)]
     assert index.vector_store.client.count() == len(expected) >= 4
     retriever = index.as_retriever(similarity_top_k=2)
     for kind in expected:
@@ -111,8 +129,9 @@ def test_every_kind_is_found_by_its_own_content(way: Way, gme: GMEEmbedding, tmp
         assert type(found[0].score) is float
         assert found[1].score is not None
         assert found[1].score < 0.9, kind.name
-        if way is not from_documents or has_picture(kind):
+        if has_picture(kind) or not isinstance(kind.node, Document):
             assert found[0].node_id == kind.name
+        assert (found[0].node.ref_doc_id or found[0].node_id) == kind.name
         assert_same_content(found[0].node, kind)
 
 

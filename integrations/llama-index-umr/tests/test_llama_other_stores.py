@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from llama_index.core import MockEmbedding, QueryBundle, Settings, StorageContext
 from llama_index.core.llms import MockLLM
-from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, TextNode
+from llama_index.core.schema import ImageNode, IndexNode, MetadataMode, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_index.core.vector_stores.types import (
-    BasePydanticVectorStore,
-    VectorStoreQuery,
-    VectorStoreQueryResult,
-)
-from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from llama_index.embeddings.gme import GMEEmbedding
 from llama_index.embeddings.gme.nodes import node_picture
 from llama_index.indices.umr import MultimodalIndex
 from llama_index.vector_stores.umr import UMRVectorStore
 from llama_nodes import Kind, kinds, save
+from llama_stores import FlatStore
 
 from umr_plugins.errors import FingerprintError, InputError
 from umr_plugins.media.images import content_key
@@ -33,37 +26,6 @@ from umr_plugins.testing import FakeEncoder
 @pytest.fixture
 def gme() -> GMEEmbedding:
     return GMEEmbedding(encoder=FakeEncoder(dim=64))
-
-
-class FlatStore(BasePydanticVectorStore):
-    """Keeps a node as stock stores such as Chroma's do: its text, and flat metadata with the node as JSON."""
-
-    stores_text: bool = True
-    rows: dict[str, Any] = {}  # noqa: RUF012  # a pydantic field
-
-    @property
-    def client(self) -> None:
-        return None
-
-    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        for node in nodes:
-            metadata = node_to_metadata_dict(node, remove_text=True, flat_metadata=True)
-            text = node.get_content(MetadataMode.NONE)
-            self.rows[node.node_id] = (node.get_embedding(), metadata, text)
-        return [node.node_id for node in nodes]
-
-    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        self.rows = {key: row for key, row in self.rows.items() if row[1]["document_id"] != ref_doc_id}
-
-    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        assert query.node_ids is None  # would hide every text from stores that read it
-        scored = sorted(((np.dot(row[0], query.query_embedding), key) for key, row in self.rows.items()))
-        best = scored[::-1][: query.similarity_top_k]
-        return VectorStoreQueryResult(
-            nodes=[metadata_dict_to_node(self.rows[key][1], text=self.rows[key][2]) for _, key in best],
-            similarities=[score for score, _ in best],
-            ids=[key for _, key in best],
-        )
 
 
 def check(index: MultimodalIndex, given: list[Kind], gme: GMEEmbedding) -> None:
@@ -122,7 +84,7 @@ def test_a_query_engine_answers_a_query_with_a_picture(gme: GMEEmbedding, tmp_pa
     index = MultimodalIndex(
         [TextNode(text="words", id_="t"), ImageNode(image_path=str(photo), id_="i")], embed_model=gme
     )
-    engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=1)
+    engine = index.as_query_engine(llm=MockLLM(is_chat_model=True), similarity_top_k=1)
     query = QueryBundle("", image_path=str(photo))
     assert [node.node_id for node in engine.query(query).source_nodes] == ["i"]
     assert [node.node_id for node in asyncio.run(engine.aquery("words")).source_nodes] == ["t"]

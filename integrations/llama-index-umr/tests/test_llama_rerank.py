@@ -31,6 +31,7 @@ from llama_nodes import kinds, png, save
 
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.testing import FakeEncoder, FakeReranker
+from umr_plugins.types import PageImage
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def judge() -> FakeReranker:
 
 
 @pytest.fixture
-def rerank(judge: FakeReranker) -> MLLMRerank:
-    return MLLMRerank(top_n=100, reranker=judge)
+def rerank(judge: FakeReranker, tmp_path: Path) -> MLLMRerank:
+    return MLLMRerank(top_n=100, reranker=judge, roots=[tmp_path])
 
 
 def scored(nodes: Sequence[BaseNode], scores: Sequence[float | None] | None = None) -> list[NodeWithScore]:
@@ -186,6 +187,7 @@ def test_what_can_not_be_judged_keeps_its_rank(rerank: MLLMRerank, caplog: pytes
     assert sorted(errors) == ["empty", "missing", "refused", "url"]
     assert all(each.relevance is None for each in out if each.error is not None)
     assert "item 1: node missing: " in errors["missing"]
+    assert "[unreadable]" in errors["missing"]
     assert "item 5: node refused: " in errors["refused"]
     [record] = [each for each in caplog.records if each.name.startswith("llama_index")]
     assert record.getMessage().startswith("4 of 7 nodes could not be judged")
@@ -522,12 +524,12 @@ def test_inside_a_query_engine(judge: FakeReranker, tmp_path: Path, way: str) ->
 
 
 def test_pages_are_judged_without_a_rendered_copy_in_the_node(
-    rerank: MLLMRerank, judge: FakeReranker
+    rerank: MLLMRerank, judge: FakeReranker, tmp_path: Path
 ) -> None:
     page = PageNode(id_="page", page_path="report.pdf", page=2, text="the blue boat")
     out = judged(rerank.postprocess_nodes(scored([page]), query_str="boat"))
     [(_, [item])] = judge.calls
-    assert item.image == page.page_image
+    assert item.image == PageImage(tmp_path / "report.pdf", 2)
     assert item.text == "the blue boat"
     assert page._rendered is None
     assert "report.pdf" in (out[0].error or "")  # there is no such file

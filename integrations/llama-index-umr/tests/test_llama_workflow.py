@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ImageBlock, MessageRole, TextBlock
+from llama_index.core import Settings
+from llama_index.core.base.llms.types import MessageRole
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.mock import MockLLMWithChatMemoryOfLastCall
 from llama_index.core.postprocessor import SimilarityPostprocessor
@@ -17,6 +17,7 @@ from llama_index.embeddings.gme import GMEEmbedding
 from llama_index.indices.umr import MultimodalIndex
 from llama_index.postprocessor.mllm_rerank import JudgedNode, MLLMRerank, RetrieveRerankAnswer
 from llama_nodes import png, save
+from llama_talk import seen
 from PIL import Image
 
 from umr_plugins.errors import BatchError, InputError
@@ -53,17 +54,7 @@ def shown(llm: MockLLMWithChatMemoryOfLastCall) -> list[str]:
     assert llm.last_chat_messages is not None
     system, user = llm.last_chat_messages
     assert (system.role, user.role) == (MessageRole.SYSTEM, MessageRole.USER)
-    return [_shown(block) for block in user.blocks]
-
-
-def _shown(block: Any) -> str:
-    if isinstance(block, TextBlock):
-        return block.text
-    assert isinstance(block, ImageBlock)
-    assert block.image_mimetype == "image/jpeg"
-    picture = Image.open(io.BytesIO(block.resolve_image().read()))
-    assert picture.format == "JPEG"
-    return f"<{picture.width}x{picture.height}>"
+    return seen(user)
 
 
 async def test_the_llm_sees_every_text_and_picture_under_its_number(
@@ -161,6 +152,29 @@ async def test_bad_questions_are_refused(nodes: list[BaseNode], llm: MockLLMWith
             await workflow.run(**empty)
     with pytest.raises(BatchError, match=r"gone\.png"):
         await workflow.run(question="red", image="gone.png")
+
+
+async def test_neither_a_reranker_nor_an_llm_is_needed(
+    nodes: list[BaseNode], llm: MockLLMWithChatMemoryOfLastCall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = MultimodalIndex(nodes, embed_model=GMEEmbedding(encoder=FakeEncoder(dim=64)))
+    retriever = index.as_retriever(similarity_top_k=9)
+    response = await RetrieveRerankAnswer(retriever, llm=llm).run(question="red boat")
+    assert len(response.source_nodes) == 4
+    assert not any(isinstance(each, JudgedNode) for each in response.source_nodes)
+    response = await RetrieveRerankAnswer(retriever, extractive=True).run(
+        question="place: Delft\n\na red boat"
+    )
+    assert response.response.startswith("[1]\na red boat\n\n[2]")
+    assert len(response.source_nodes) == 4
+    monkeypatch.setattr(Settings, "_llm", None)
+    with pytest.raises(InputError, match=r"Settings\.llm is not set"):
+        RetrieveRerankAnswer(retriever)
+    assert Settings._llm is None
+    monkeypatch.setattr(Settings, "_llm", llm)
+    llm.reset_memory()
+    await RetrieveRerankAnswer(retriever).run(question="red boat")
+    assert llm.last_chat_messages is not None
 
 
 def test_an_llm_that_would_lose_pictures_is_refused(nodes: list[BaseNode]) -> None:

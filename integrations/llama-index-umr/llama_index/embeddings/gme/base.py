@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.storage.kvstore.types import BaseKVStore
+from llama_index.embeddings.gme.cache import CachedEncoder
 from llama_index.embeddings.gme.encoding import ItemEmbedding
 from llama_index.embeddings.gme.observing import NeverCached
 from llama_index.embeddings.gme.options import plain
@@ -58,10 +60,11 @@ class GMEEmbedding(ItemEmbedding):
         num_workers: see `BaseEmbedding`; the model takes one batch at a time all the same.
         rate_limiter: see `BaseEmbedding`.
         callback_manager: see `BaseEmbedding`.
-        embeddings_cache: refused, because LlamaIndex keys it by text alone.
+        embeddings_cache: a key-value store of LlamaIndex that keeps the vectors of documents, by a hash of
+            the text, the pictures' bytes and the model. Queries are not kept. Neither dumped nor pickled.
 
     Raises:
-        InputError: `embeddings_cache` given, or `encoder` together with options of the model.
+        InputError: `encoder` together with options of the model.
     """
 
     # Every option is a field, because LlamaIndex rebuilds, dumps and hashes components by their fields.
@@ -80,6 +83,7 @@ class GMEEmbedding(ItemEmbedding):
 
     _encoder: Encoder | None = PrivateAttr(default=None)
     _encoder_options: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _vectors: BaseKVStore | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -101,13 +105,8 @@ class GMEEmbedding(ItemEmbedding):
         num_workers: int | None = None,
         rate_limiter: Any = None,
         callback_manager: CallbackManager | None = None,
-        embeddings_cache: None = None,
+        embeddings_cache: BaseKVStore | None = None,
     ) -> None:
-        if embeddings_cache is not None:
-            raise InputError(
-                "embeddings_cache is not supported: LlamaIndex keys it by text alone, so a query would get a "
-                "document's vector and one model another's. Keep vectors in a store (UMRVectorStore) instead."
-            )
         arguments = locals()
         given = {name: plain(arguments[name]) for name in _OPTIONS if arguments[name] is not None}
         if encoder is not None:
@@ -127,6 +126,9 @@ class GMEEmbedding(ItemEmbedding):
             **given,
         )
         self._encoder, self._encoder_options = encoder, self._model_options()
+        # Not in LlamaIndex's field of that name, which is keyed by text alone: a query would get a document's
+        # vector, and one model another's.
+        self._vectors = embeddings_cache
 
     @classmethod
     def class_name(cls) -> str:
@@ -136,6 +138,9 @@ class GMEEmbedding(ItemEmbedding):
     @property
     def encoder(self) -> Encoder:
         """The model: the one given as `encoder`, or the shared one, which is loaded on first use."""
+        return self._model() if self._vectors is None else CachedEncoder(self._model(), self._vectors)
+
+    def _model(self) -> Encoder:
         options = self._model_options()
         if self._encoder is not None and self._encoder_options == options:
             return self._encoder  # a copy whose options were changed has a model of its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.schema import BaseNode, ImageType, QueryBundle
+from llama_index.embeddings.gme.checks import check_picture, check_vector
 from llama_index.embeddings.gme.nodes import as_picture, describe, error_of, item_of, queries_of
 from llama_index.embeddings.gme.observing import observed
+from llama_index.embeddings.gme.roots import vouch
 from llama_index.embeddings.gme.worker import in_worker
 
-from umr_plugins.errors import BatchError, ItemError
+from umr_plugins.errors import BatchError, InputError, ItemError
 from umr_plugins.types import (
     Encoded,
     Encoder,
@@ -72,7 +74,8 @@ class ItemEmbedding(MultiModalEmbedding):
             raise BatchError(errors, len(nodes))
         for error in errors:
             _log.warning("left out: %s", error)
-        return [node for node in nodes if node.embedding is not None]
+        refused = {error.index for error in errors}
+        return [node for position, node in enumerate(nodes) if position not in refused]
 
     def _embed_group(
         self, nodes: Sequence[BaseNode], group: list[tuple[int, Item]], show_progress: bool
@@ -84,6 +87,7 @@ class ItemEmbedding(MultiModalEmbedding):
             vectors = _lists(encoded.vectors)
             for kept, vector in zip(encoded.kept, vectors, strict=True):
                 nodes[group[kept][0]].embedding = vector
+                vouch(nodes[group[kept][0]])
             report(describe(items[kept] for kept in encoded.kept), vectors)
         return [
             error_of(error, position, nodes[position])
@@ -147,11 +151,25 @@ class ItemEmbedding(MultiModalEmbedding):
     def _query(self, items: list[Item]) -> Embedding:
         with observed(self) as report:
             vectors = self._encode("query", items)
-            report(describe(items), _lists(vectors))
-        if len(items) > 1:
-            mean = vectors.mean(axis=0, keepdims=True)
-            vectors = mean / np.linalg.norm(mean)
-        return _lists(vectors)[0]
+            lists = _lists(vectors)
+            report(describe(items), lists)
+        return lists[0] if len(lists) == 1 else _unit_mean(lists)
+
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """One vector for several queries: their mean at unit length, or what `agg_fn` makes of them.
+
+        LlamaIndex's own mean is shorter than its parts, which makes scores of stores that do not measure the
+        cosine incomparable.
+        """
+        return super().get_agg_embedding_from_queries(queries, agg_fn or _unit_mean)
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """`get_agg_embedding_from_queries` for coroutines."""
+        return await super().aget_agg_embedding_from_queries(queries, agg_fn or _unit_mean)
 
     # --- pictures ---------------------------------------------------------------------------------------
 
@@ -239,15 +257,28 @@ def _lists(vectors: FloatArray) -> list[Embedding]:
     return lists
 
 
+def _unit_mean(vectors: list[Embedding]) -> Embedding:
+    if not vectors:
+        raise InputError("no query was given; there is nothing to take the mean of")
+    mean = np.asarray(vectors, dtype=np.float32).mean(axis=0)
+    length = np.linalg.norm(mean)
+    if not length:
+        raise InputError("the queries' vectors cancel out, so their mean points nowhere; ask them one by one")
+    return _lists(mean / length)
+
+
 def _pending(nodes: Sequence[BaseNode]) -> tuple[list[tuple[int, Item]], list[ItemError]]:
-    """Position and item of the nodes without a vector, and what is wrong with those that have no item."""
+    """Position and item of the nodes without a vector, and what is wrong with the others."""
     pending: list[tuple[int, Item]] = []
     errors: list[ItemError] = []
     for position, node in enumerate(nodes):
-        if node.embedding is not None:
-            continue
         try:
-            pending.append((position, item_of(node)))
+            if node.embedding is not None:
+                check_vector(node)
+                continue
+            item = item_of(node)
+            check_picture(node)
+            pending.append((position, item))
         except ItemError as error:
             errors.append(error.at(position))
     return pending, errors

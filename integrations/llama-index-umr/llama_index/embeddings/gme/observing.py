@@ -47,8 +47,10 @@ class NeverCached(str):
     """A string equal to any other of the same characters, whose `repr` is new each time.
 
     `IngestionPipeline` caches a step under a hash of the nodes' text and `str(step.to_dict())`. Two pictures
-    without text would share one entry, and the second run would return the first picture's nodes. With one
-    such value in the dict no two keys are equal, so that cache never answers for a step that knows pictures.
+    without text would share one entry, and the second run would return the first picture's nodes. A step does
+    not see the nodes when it is asked for its dict, so it can't put the pictures into the key. With one such
+    value in the dict no two keys are equal, and that cache never answers for a step that knows pictures. What
+    the model made is kept by `GMEEmbedding(embeddings_cache=...)` instead.
     """
 
     __slots__ = ()

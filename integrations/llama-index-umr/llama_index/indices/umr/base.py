@@ -9,20 +9,24 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
-from llama_index.core import Settings, StorageContext, VectorStoreIndex
+from llama_index.core import Settings, StorageContext
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.chat_engine.types import BaseChatEngine, ChatMode
 from llama_index.core.embeddings.utils import EmbedType
+from llama_index.core.llms.utils import LLMType
 from llama_index.core.schema import BaseNode, Document, TransformComponent
-from llama_index.core.utils import iter_batch
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from llama_index.embeddings.gme import GMEEmbedding
-from llama_index.indices.umr.documents import keep_pictures, to_storable
+from llama_index.indices.umr.documents import keep_pictures
+from llama_index.indices.umr.engines import chat_engine, query_engine
+from llama_index.indices.umr.replacing import DocumentIndex
 from llama_index.indices.umr.retriever import MultimodalRetriever
+from llama_index.indices.umr.stores import check_dim
 from llama_index.vector_stores.umr import UMRVectorStore
 
-from umr_plugins.errors import InputError, ItemError
+from umr_plugins.errors import InputError
 from umr_plugins.index.index import Index
 from umr_plugins.types import OnError
 
@@ -32,12 +36,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_OPTIONS = ("use_async", "store_nodes_override", "insert_batch_size", "objects", "on_error")
 
-class MultimodalIndex(VectorStoreIndex):
+
+class MultimodalIndex(DocumentIndex):
     """A `VectorStoreIndex` that embeds nodes as what they are: text, picture, or picture with text.
 
     Nodes with neither are refused with an error that names them. A document with a picture is one node;
-    documents of text are split as usual.
+    documents of text are split as usual. A node or document with an id that is there replaces the old one,
+    in every store that can delete by id.
 
     Args:
         nodes: what to index; may be left out, to open what `path` holds.
@@ -50,15 +57,13 @@ class MultimodalIndex(VectorStoreIndex):
 
     Raises:
         BatchError: nodes that can't be embedded.
-        FingerprintError: `path` was made by another model.
+        FingerprintError: `path` was made by another model, or another store holds vectors of another length.
         InputError: options that exclude each other, or an embedding model that knows text only.
 
     Example:
         >>> index = MultimodalIndex.from_documents(documents, embed_model=GMEEmbedding(), path="db")
         >>> index.as_retriever(similarity_top_k=5).retrieve("a red bicycle")
     """
-
-    _embed_model: GMEEmbedding
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class MultimodalIndex(VectorStoreIndex):
         if kwargs.get("index_struct") is None:
             nodes = list(nodes or [])
         embed_model, storage_context = _parts(embed_model, path, storage_context)
+        check_dim(storage_context.vector_store, embed_model)
         self._on_error = on_error
         self.report: FolderReport | None = None
         """What the last call of `insert_folder` or `insert_files` did and refused."""
@@ -92,17 +98,30 @@ class MultimodalIndex(VectorStoreIndex):
         path: str | PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Index documents; see the class for the options."""
-        embed_model, storage_context = _parts(embed_model, path, storage_context)
-        return super().from_documents(
-            documents,
+        """Index documents, in place of those of the same id that the store already has.
+
+        Args:
+            documents: each id once.
+            storage_context: see the class.
+            show_progress: show a progress bar.
+            callback_manager: as for `VectorStoreIndex`.
+            transformations: as for `VectorStoreIndex`; node parsers split texts only.
+            embed_model: see the class.
+            path: see the class.
+            **kwargs: as for the class; anything else goes to the transformations and the store.
+        """
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        index = cls(
+            embed_model=embed_model,
+            path=path,
             storage_context=storage_context,
             show_progress=show_progress,
             callback_manager=callback_manager,
-            transformations=keep_pictures(transformations or Settings.transformations),
-            embed_model=embed_model,
-            **kwargs,
+            transformations=transformations,
+            **options,
         )
+        index._insert_documents(documents, kwargs)
+        return index
 
     @classmethod
     def from_vector_store(
@@ -192,62 +211,48 @@ class MultimodalIndex(VectorStoreIndex):
         self.report = report
         return report
 
-    # --- nodes ------------------------------------------------------------------------------------------
-
-    def build_index_from_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> IndexDict:
-        """Embed and store `nodes`. The base class would drop those without text."""
-        return self._build_index_from_nodes(nodes, **insert_kwargs)
-
-    def _get_node_with_embedding(
-        self, nodes: Sequence[BaseNode], show_progress: bool = False
-    ) -> list[BaseNode]:
-        return self._embed_model.embed_nodes(self._storable(nodes), show_progress, self._on_error)
-
-    async def _aget_node_with_embedding(
-        self, nodes: Sequence[BaseNode], show_progress: bool = False
-    ) -> list[BaseNode]:
-        return await self._embed_model.aembed_nodes(self._storable(nodes), show_progress, self._on_error)
-
-    def _storable(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        return [_whole(node, any_store=not self._keeps_all) for node in nodes]
-
-    @property
-    def _keeps_all(self) -> bool:
-        """Whether the store returns whole nodes, so that the docstore need not hold copies of them."""
-        return isinstance(self._vector_store, UMRVectorStore) and not self._store_nodes_override
-
-    def _add_nodes_to_index(
-        self,
-        index_struct: IndexDict,
-        nodes: Sequence[BaseNode],
-        show_progress: bool = False,
-        **insert_kwargs: Any,
-    ) -> None:
-        if not self._keeps_all:
-            super()._add_nodes_to_index(index_struct, nodes, show_progress, **insert_kwargs)
-            return
-        for batch in iter_batch(nodes, self._insert_batch_size):
-            self._vector_store.add(self._get_node_with_embedding(batch, show_progress), **insert_kwargs)
-
-    async def _async_add_nodes_to_index(
-        self,
-        index_struct: IndexDict,
-        nodes: Sequence[BaseNode],
-        show_progress: bool = False,
-        **insert_kwargs: Any,
-    ) -> None:
-        if not self._keeps_all:
-            await super()._async_add_nodes_to_index(index_struct, nodes, show_progress, **insert_kwargs)
-            return
-        for batch in iter_batch(nodes, self._insert_batch_size):
-            embedded = await self._aget_node_with_embedding(batch, show_progress)
-            await self._vector_store.async_add(embedded, **insert_kwargs)
+    # --- asking -----------------------------------------------------------------------------------------
 
     def as_retriever(self, **kwargs: Any) -> BaseRetriever:
         """A retriever for text, picture and fused queries; options as for `VectorIndexRetriever`."""
         return MultimodalRetriever(
             self, callback_manager=self._callback_manager, object_map=self._object_map, **kwargs
         )
+
+    # --- engines ----------------------------------------------------------------------------------------
+
+    def as_query_engine(self, llm: LLMType | None = None, **kwargs: Any) -> BaseQueryEngine:
+        """A `MultimodalQueryEngine`: its LLM sees the pictures of nodes, and the user's own.
+
+        With an option that only LlamaIndex's `RetrieverQueryEngine` has, such as `response_mode`, a template
+        or `multimodal`, it is one of those.
+
+        Args:
+            llm: by default the one in `Settings`, if one is set there; never one that nobody asked for.
+            **kwargs: as for `as_retriever` (`similarity_top_k`, `filters`, ...) and the engine (`extractive`,
+                `node_postprocessors`, `streaming`, `roots`, ...).
+
+        Raises:
+            InputError: no LLM, or one that does not chat; an option that there is not.
+        """
+        return query_engine(self, llm, kwargs)
+
+    def as_chat_engine(
+        self, chat_mode: ChatMode | str = ChatMode.BEST, llm: LLMType | None = None, **kwargs: Any
+    ) -> BaseChatEngine:
+        """A `MultimodalChatEngine`: its LLM sees the pictures of nodes, and those that the user sends.
+
+        Args:
+            chat_mode: `"best"` and `"condense_plus_context"` rewrite follow-up messages before the search,
+                `"context"` does not. `"condense_question"` and `"simple"` are LlamaIndex's own engines.
+            llm: by default the one in `Settings`, if one is set there; never one that nobody asked for.
+            **kwargs: as for `as_retriever` (`similarity_top_k`, `filters`, ...) and the engine (`memory`,
+                `system_prompt`, `node_postprocessors`, `roots`, ...).
+
+        Raises:
+            InputError: no LLM, or one that does not chat; a mode or an option that there is not.
+        """
+        return chat_engine(self, chat_mode, llm, kwargs)
 
 
 def _parts(
@@ -285,13 +290,6 @@ def _chosen(embed_model: EmbedType | None) -> GMEEmbedding | None:
 
 def _exists(path: str | PathLike[str] | None) -> bool:
     return path is not None and Index.exists(path)
-
-
-def _whole(node: BaseNode, any_store: bool) -> BaseNode:
-    try:
-        return to_storable(node, any_store)
-    except ItemError:
-        return node.model_copy()  # the embedding model collects what is wrong with any of them
 
 
 def _is_empty(store: BasePydanticVectorStore) -> bool:

@@ -6,10 +6,11 @@ import base64
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llama_index.core.bridge.pydantic import Field, SerializeAsAny
-from llama_index.core.node_parser import NodeParser
+from llama_index.core.node_parser import NodeParser, SentenceSplitter, TokenTextSplitter
+from llama_index.core.node_parser.node_utils import default_id_func
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -21,8 +22,12 @@ from llama_index.core.schema import (
     TransformComponent,
 )
 from llama_index.embeddings.gme import PageNode
+from llama_index.embeddings.gme.checks import check_picture
 from llama_index.embeddings.gme.nodes import node_picture
 from llama_index.embeddings.gme.observing import NeverCached
+from llama_index.indices.umr.identity import own_source
+
+from umr_plugins.errors import InputError
 
 _SHARED = (
     "metadata",
@@ -33,6 +38,8 @@ _SHARED = (
     "text_template",
     "embedding",
 )
+_FROM_DICT = {parser.class_name(): parser for parser in (SentenceSplitter, TokenTextSplitter)}
+"""The parsers that come back from their own dump as they were; LlamaIndex's others lose functions in it."""
 
 
 def has_picture(node: BaseNode) -> bool:
@@ -58,10 +65,12 @@ def to_storable(node: BaseNode, any_store: bool = False) -> BaseNode:
     """
     if not isinstance(node, Document) and not (any_store and _loses_picture(node)):
         return node.model_copy()
+    check_picture(node)
     common: dict[str, Any] = {name: getattr(node, name) for name in _SHARED}
     relationships = dict(node.relationships)
     if isinstance(node, Document):
-        relationships.setdefault(NodeRelationship.SOURCE, node.as_related_node_info())
+        if NodeRelationship.SOURCE not in relationships:
+            relationships[NodeRelationship.SOURCE] = own_source(node)
     common |= {"id_": node.node_id, "relationships": relationships}
     common["text"] = node.get_content(MetadataMode.NONE)
     if isinstance(node, PageNode):
@@ -104,6 +113,16 @@ class KeepPictures(TransformComponent):
         data: dict[str, Any] = super().to_dict(**kwargs)
         return data | {"class_name": NeverCached(self.class_name())}
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """The wrapper again, around `SentenceSplitter`, `TokenTextSplitter` or the `parser` that is given.
+
+        Raises:
+            InputError: the dict names another parser, or a function of your own, which no dict can hold.
+        """
+        parser = kwargs.get("parser", data["parser"])
+        return cls(_parser_of(parser) if isinstance(parser, dict) else parser)
+
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Split the texts among `nodes`, in place."""
         out: list[BaseNode] = []
@@ -124,3 +143,18 @@ class KeepPictures(TransformComponent):
 def keep_pictures(transformations: Iterable[TransformComponent]) -> list[TransformComponent]:
     """The same steps, with every node parser wrapped in `KeepPictures`."""
     return [KeepPictures(step) if isinstance(step, NodeParser) else step for step in transformations]
+
+
+def _parser_of(data: dict[str, Any]) -> TransformComponent:
+    options = dict(data)
+    numbering = options.pop("id_func", None)  # LlamaIndex dumps its name and does not read it back
+    custom = isinstance(numbering, dict) and numbering.get("id_func_name") != default_id_func.__name__
+    parser = _FROM_DICT.get(options.get("class_name", ""))
+    if custom or parser is None:
+        raise InputError(
+            f"a parser ({options.get('class_name')}) with functions of its own, or other than "
+            f"{' and '.join(_FROM_DICT)}, can't be made from a dict again; pass it as "
+            "KeepPictures.from_dict(data, parser=...)"
+        )
+    made: TransformComponent = parser.from_dict(options)
+    return made

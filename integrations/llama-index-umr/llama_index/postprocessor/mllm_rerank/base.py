@@ -12,11 +12,13 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.embeddings.gme.options import plain
+from llama_index.embeddings.gme.roots import Roots
 from llama_index.embeddings.gme.worker import in_worker
 from llama_index.postprocessor.mllm_rerank.judging import JudgedNode, judge, query_of
 from llama_index_instrumentation import get_dispatcher
 
 from umr_plugins.errors import InputError
+from umr_plugins.media.roots import absolute_roots
 from umr_plugins.ranking import check_rank
 from umr_plugins.types import Item, PairScorer
 
@@ -51,7 +53,10 @@ class MLLMRerank(BaseNodePostprocessor):
     share it. Coroutines run it in a thread of its own.
 
     What a node holds is read as for `GMEEmbedding`: text with the metadata that embedding models see, and
-    pictures where LlamaIndex puts them. No metadata value is ever taken for the path of a picture.
+    pictures where LlamaIndex puts them. No metadata value is ever taken for the path of a picture, and a file
+    that a node names is opened only if the node came out of `UMRVectorStore`, if this process has just
+    embedded it, or if the file lies below one of `roots`: whoever can write to another store could name any
+    file.
 
     Args:
         model: checkpoint folder or hub id.
@@ -73,13 +78,15 @@ class MLLMRerank(BaseNodePostprocessor):
         max_batch_tokens: tokens per forward pass; does not change scores.
         revision: revision of a hub checkpoint.
         adapter: folder or hub id of a LoRA adapter.
+        roots: folders below which pictures and PDFs may lie that nodes of other stores name, links followed;
+            a relative path counts from each in turn.
         reranker: a ready `Reranker` or other `PairScorer` instead of a model by name. Not part of
             `to_dict()`; the options that it records are.
         callback_manager: see `BaseNodePostprocessor`.
 
     Raises:
-        InputError: `top_n`, `weight` or `prompt` is not one of the allowed values, or `reranker` is together
-            with options of the model.
+        InputError: `top_n`, `weight`, `prompt` or `roots` is not one of the allowed values, or `reranker` is
+            together with options of the model.
 
     Example:
         >>> index.as_query_engine(similarity_top_k=20, node_postprocessors=[MLLMRerank(top_n=4)])
@@ -104,6 +111,7 @@ class MLLMRerank(BaseNodePostprocessor):
     max_batch_tokens: int | None = Field(default=None, description="Tokens per forward pass.")
     revision: str | None = Field(default=None, description="Revision of a hub checkpoint.")
     adapter: str | None = Field(default=None, description="Folder or hub id of a LoRA adapter.")
+    roots: tuple[str, ...] = Field(default=(), description="Folders whose files nodes may name.")
 
     _reranker: PairScorer | None = PrivateAttr(default=None)
     _reranker_options: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -128,6 +136,7 @@ class MLLMRerank(BaseNodePostprocessor):
         max_batch_tokens: int | None = None,
         revision: str | None = None,
         adapter: str | PathLike[str] | None = None,
+        roots: Roots = (),
         reranker: PairScorer | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -157,6 +166,7 @@ class MLLMRerank(BaseNodePostprocessor):
             top_n=top_n,
             weight=weight,
             instruction=instruction,
+            roots=tuple(str(root) for root in absolute_roots(roots)),
             callback_manager=callback_manager or CallbackManager([]),
             **given,
         )
@@ -209,7 +219,7 @@ class MLLMRerank(BaseNodePostprocessor):
         }
         _dispatcher.event(start)
         with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-            judged = judge(self.reranker, query, nodes, self.top_n, self.weight)
+            judged = judge(self.reranker, query, nodes, self.top_n, self.weight, self.roots)
             event.on_end(payload={EventPayload.NODES: judged})
         _dispatcher.event(ReRankEndEvent(nodes=[*judged]))
         return judged

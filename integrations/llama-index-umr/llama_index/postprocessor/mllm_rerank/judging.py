@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.embeddings.gme.nodes import as_picture, error_of, item_of
+from llama_index.embeddings.gme.nodes import as_picture, error_of
+from llama_index.embeddings.gme.roots import Roots, allowed_item
 
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.media.images import load_image
@@ -64,7 +65,12 @@ def query_of(bundle: QueryBundle | None, instruction: str | None) -> Item:
 
 
 def judge(
-    reranker: PairScorer, query: Item, nodes: Sequence[NodeWithScore], top_n: int, weight: Weight
+    reranker: PairScorer,
+    query: Item,
+    nodes: Sequence[NodeWithScore],
+    top_n: int,
+    weight: Weight,
+    roots: Roots = (),
 ) -> list[JudgedNode]:
     """The `top_n` best nodes, best first; those that can't be judged keep their first-stage rank.
 
@@ -75,6 +81,7 @@ def judge(
             order of the list is what the first stage said.
         top_n: most nodes to return.
         weight: see `umr_plugins.ranking.Weight`.
+        roots: folders below which files may lie that nodes name; see `allowed_picture`.
 
     Raises:
         ItemError: the query's picture can't be read.
@@ -87,7 +94,7 @@ def judge(
     errors: dict[int, ItemError] = {}
     for position, each in enumerate(nodes):
         try:
-            items[position] = item_of(each.node)
+            items[position] = allowed_item(each.node, roots)
         except ItemError as error:
             errors[position] = error.at(position)
     places = list(items)

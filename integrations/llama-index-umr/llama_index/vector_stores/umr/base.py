@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike, fspath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode
@@ -19,11 +20,11 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.embeddings.gme import GMEEmbedding
-from llama_index.embeddings.gme.nodes import name_of
+from llama_index.vector_stores.umr.checks import check_lengths, rows_of
 from llama_index.vector_stores.umr.filters import join, where_of
-from llama_index.vector_stores.umr.rows import REF_DOC_ID, Row, node_of, row_of
+from llama_index.vector_stores.umr.rows import REF_DOC_ID, node_of
 
-from umr_plugins.errors import BatchError, FingerprintError, InputError, ItemError
+from umr_plugins.errors import FingerprintError, InputError
 from umr_plugins.index.index import Index
 from umr_plugins.types import Encoder, Hit
 
@@ -96,18 +97,52 @@ class UMRVectorStore(BasePydanticVectorStore):
             self._embedding = GMEEmbedding(encoder=self._index.encoder)
         return self._embedding
 
+    # --- copies -----------------------------------------------------------------------------------------
+
+    # All handles on a folder are one index, in one process. Rows in memory have no name to be found by again.
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Open the folder that `to_dict` names, with the model it was made with.
+
+        Raises:
+            InputError: the store was in memory.
+        """
+        _check_named(data.get("path"))
+        store: Self = super().from_dict(data, **kwargs)
+        return store
+
+    def __getstate__(self) -> dict[str, Any]:
+        _check_named(self.path)
+        place = str(Path(self.path or "").absolute())
+        return {"path": place, "collection": self.collection, "embedding": self._embedding}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state.pop("embedding"), **state)  # type: ignore[misc]  # as BaseComponent does
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        _check_named(self.path)
+        return self.model_copy()
+
     # --- adding and removing ----------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Store nodes with their vectors, replacing those of the same id.
 
+        Metadata are JSON values. Filters see strings, numbers, booleans and lists of one kind of them; None
+        and nested values come back with the node, but to filters the node lacks them.
+
         Raises:
-            BatchError: nodes that have no vector, or neither text nor picture; nothing is stored then.
+            BatchError: nodes without a useful vector, with neither text nor picture, or with metadata that
+                JSON can't hold; nothing is stored then.
+            FingerprintError: a vector of another length than the store's.
+            InputError: an id comes twice.
         """
         _refuse("add", kwargs)
-        rows = _rows(nodes)
+        rows = rows_of(nodes)
         if not rows:
             return []
+        check_lengths(nodes, self._index.dim)
         return self._index.add(
             [row.item for row in rows],
             ids=[node.node_id for node in nodes],
@@ -123,8 +158,7 @@ class UMRVectorStore(BasePydanticVectorStore):
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove all nodes of a document, and the node that is the document."""
         _refuse("delete", delete_kwargs)
-        self._index.delete(where={REF_DOC_ID: ref_doc_id})
-        self._index.delete([ref_doc_id])
+        self._index.delete([*self._selected(None, {REF_DOC_ID: ref_doc_id}), ref_doc_id])
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """`delete` for coroutines."""
@@ -247,24 +281,12 @@ class UMRVectorStore(BasePydanticVectorStore):
         self._index.close()
 
 
-def _rows(nodes: Sequence[BaseNode]) -> list[Row]:
-    rows: list[Row] = []
-    errors: list[ItemError] = []
-    for position, node in enumerate(nodes):
-        try:
-            if node.embedding is None:
-                raise ItemError(
-                    "empty",
-                    "the node has no vector; embed it first (GMEEmbedding().embed_nodes)",
-                    stage="store",
-                    name=name_of(node),
-                )
-            rows.append(row_of(node))
-        except ItemError as error:
-            errors.append(error.at(position))
-    if errors:
-        raise BatchError(errors, len(nodes))
-    return rows
+def _check_named(path: str | None) -> None:
+    if path is None:
+        raise InputError(
+            "a UMRVectorStore in memory can't be pickled, deep-copied or made from a dict, because its rows "
+            "would be lost; make it with path="
+        )
 
 
 def _refuse(method: str, options: dict[str, Any]) -> None:

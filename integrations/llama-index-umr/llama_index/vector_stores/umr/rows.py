@@ -18,6 +18,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.embeddings.gme import PageNode, item_of
+from llama_index.embeddings.gme.roots import vouch
 
 from umr_plugins.types import Hit, Item, PageImage
 
@@ -66,7 +67,10 @@ def node_of(hit: Hit) -> BaseNode:
     """The node of a row: the one that was added, or one made for a row that came from a file.
 
     `metadata` is the user's own. Rows from files add `path` and, for PDFs, `page`; pictures add `modality`
-    (`"image"` or `"fused"`). What is added is never embedded again.
+    (`"image"` or `"fused"`). What is added is never embedded again. Rerankers and engines may open its file.
+
+    A row that was not added as a node (a file's, LangChain's) was embedded without its metadata. Nodes hold
+    one picture: of several, or of a video, it is the first, and `pictures` in the metadata counts them.
     """
     node = _from_file(hit) if hit.payload is None else _from_payload(hit, json.loads(hit.payload))
     added: dict[str, Any] = {}
@@ -74,12 +78,16 @@ def node_of(hit: Hit) -> BaseNode:
         added["path"] = str(hit.path)
         if hit.page is not None:
             added["page"] = hit.page
-    if hit.item.pictures:
+    if shown := (*hit.item.pictures, *hit.item.video):
         added["modality"] = hit.modality
+        if len(shown) > 1:
+            added["pictures"] = len(shown)
     node.metadata = added | node.metadata
-    node.excluded_embed_metadata_keys = [*dict.fromkeys([*node.excluded_embed_metadata_keys, *added])]
+    apart = added if hit.payload is not None else node.metadata
+    node.excluded_embed_metadata_keys = [*dict.fromkeys([*node.excluded_embed_metadata_keys, *apart])]
     if "modality" in added:
         node.excluded_llm_metadata_keys = [*dict.fromkeys([*node.excluded_llm_metadata_keys, "modality"])]
+    vouch(node)
     return node
 
 
@@ -97,7 +105,7 @@ def _from_payload(hit: Hit, data: dict[str, Any]) -> BaseNode:
 
 def _from_file(hit: Hit) -> BaseNode:
     common: dict[str, Any] = {"id_": hit.id, "text": hit.text or "", "metadata": dict(hit.metadata)}
-    picture = hit.item.image
+    picture = next(iter((*hit.item.pictures, *hit.item.video)), None)
     if picture is None:
         return TextNode(**common)
     if isinstance(picture, PageImage):
