@@ -8,7 +8,7 @@ ARGS   ?=
 PROJECTS := pyproject.toml integrations/llama-index-umr/pyproject.toml integrations/langchain-umr/pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test newer lint types check format crash memory codes rerank training verify-checkpoints clean
+.PHONY: help install demo test newer lint types check format crash memory codes rerank training latency verify-checkpoints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ training: $(STAMP) ## Time training beside sentence-transformers, and its memory
 	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/train.json $(ARGS)
 	TORCHVISION_FOLDER=$(VENV)/torchvision $(BIN)/python benchmarks/bench_train.py --memory 64 1024 \
 	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/train_memory.json
+
+latency: $(STAMP) ## Measure how long the event loop stands still under 64 concurrent queries (10 minutes)
+	$(BIN)/python benchmarks/bench_async.py --out benchmarks/results/async.json $(ARGS)
 
 verify-checkpoints: $(STAMP) ## Compare real GME-2B and MM-Embed weights with published values (needs the hub, 25 GB)
 	$(BIN)/python benchmarks/verify_checkpoints.py $(ARGS)
