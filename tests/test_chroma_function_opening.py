@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
+import shutil
 
 import chromadb
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from chroma_clients import client_of
 from chromadb.utils.embedding_functions import known_embedding_functions
 
+import umr_plugins.embedder
 from umr_plugins.chroma import (
     UMREmbeddingFunction,
     UMRImageLoader,
@@ -18,6 +21,7 @@ from umr_plugins.chroma import (
     open_collection,
     opening,
 )
+from umr_plugins.demo import ROOT as DEMO
 from umr_plugins.errors import FingerprintError, InputError
 from umr_plugins.testing import FakeEncoder
 
@@ -53,9 +57,9 @@ def test_a_collection_opens_again_with_an_equal_function(tmp_path):
         collection = open_collection(client, "made", UMREmbeddingFunction("umr-tiny", dim=32))
         assert collection.query(query_texts=["a rocket"], n_results=1)["ids"] == [["b"]]
         again = create_collection(
-            client, "made", UMREmbeddingFunction("umr-tiny", dim=32), get_or_create=True, metadata={"x": 1}
+            client, "made", UMREmbeddingFunction("umr-tiny", dim=32), get_or_create=True
         )
-        assert (again.count(), "x" in again.metadata) == (2, False)
+        assert again.count() == 2
 
 
 @pytest.mark.parametrize(
@@ -68,28 +72,79 @@ def test_a_collection_opens_again_with_an_equal_function(tmp_path):
         ({"model": "umr-tiny", "dim": 64}, "dim is 32 there and 64 here"),
         ({"model": "umr-tiny"}, "dim is 32 there and None here"),
         ({"model": "umr-tiny", "dim": 32, "revision": "v2"}, "revision is None there and 'v2' here"),
-        (
-            {"model": "umr-tiny", "dim": 32, "instruction": "Find it."},
-            "instruction is None there and 'Find it.'",
-        ),
         ({"model": "umr-tiny", "dim": 32, "positions": "mrope"}, "positions is None there"),
         ({"model": "umr-tiny", "dim": 32, "max_image_tokens": 64}, "max_image_tokens is None there"),
         ({"model": "umr-tiny", "dim": 32, "adapter": "a/b"}, "adapter is None there"),
     ],
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )
-@pytest.mark.parametrize("made_by", ["helper", "chroma"])
-def test_another_configuration_under_the_same_name_is_refused(client, options, said, made_by):
-    function = UMREmbeddingFunction("umr-tiny", dim=32)
-    if made_by == "helper":
-        create_collection(client, "made", function)
-    else:
-        client.create_collection("made", embedding_function=function)
+def test_without_fingerprint_another_configuration_is_refused(client, options, said):
+    client.create_collection("made", embedding_function=UMREmbeddingFunction("umr-tiny", dim=32))
     other = UMREmbeddingFunction(**options)
     client.get_collection("made", embedding_function=other)  # Chroma itself compares the name only
     for open_ in (open_collection, lambda *a: create_collection(*a, get_or_create=True)):
         with pytest.raises(FingerprintError, match=said):
             open_(client, "made", other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct", "dim": 32}, "model is 'umr-tiny' there and 'Alib"),
+        (
+            {"model": "umr-tiny", "dim": 64},
+            "have length 32, this model gives 64 (dim is 32 there and 64 here)",
+        ),
+    ],
+)
+def test_another_model_is_refused_at_once_where_it_is_known_unloaded(client, monkeypatch, options, said):
+    create_collection(client, "made", UMREmbeddingFunction("umr-tiny", dim=32))
+    monkeypatch.setattr(umr_plugins.embedder, "shared_embedder", None)
+    for open_ in (open_collection, lambda *a: create_collection(*a, get_or_create=True)):
+        with pytest.raises(FingerprintError, match=re.escape(said)):
+            open_(client, "made", UMREmbeddingFunction(**options))
+
+
+def test_other_options_are_refused_by_the_fingerprint_before_anything_is_embedded(client):
+    create_collection(client, "made", UMREmbeddingFunction("umr-tiny", dim=32))
+    opened = open_collection(client, "made", UMREmbeddingFunction("umr-tiny", dim=32, max_image_tokens=64))
+    with pytest.raises(FingerprintError, match=r"others \(max_image_tokens is None there and 64 here\)"):
+        opened.add(ids=["a"], documents=["a"])
+    assert opened.count() == 0
+
+
+def test_one_model_named_in_several_ways_opens_its_collection(client, tmp_path):
+    folder, moved = tmp_path / "model", tmp_path / "moved"
+    shutil.copytree(DEMO / "umr-tiny", folder)
+    named = UMREmbeddingFunction(folder)
+    create_collection(client, "made", named).add(ids=["a", "b"], documents=["a dolphin", "a rocket"])
+    folder.rename(moved)
+    for options in (
+        {"model": moved},
+        {"model": moved, "dim": named.encoder.dim},
+    ):
+        opened = open_collection(client, "made", UMREmbeddingFunction(**options))
+        assert opened.query(query_texts=["a rocket"], n_results=1)["ids"] == [["b"]]
+        opened.upsert(ids=["c"], documents=["a banana"])
+
+
+def test_the_instruction_of_queries_is_no_reason_to_refuse(client):
+    create_collection(client, "ours", fake(instruction="Find it."))
+    client.create_collection("chromas", embedding_function=fake(instruction="Find it."))
+    for name in ("ours", "chromas"):
+        function = fake(instruction="Find a fruit.")
+        open_collection(client, name, function).query(query_texts=["pear"])
+        assert function.encoder.calls[-1][2] == "Find a fruit."
+
+
+def test_a_lost_fingerprint_is_reported(client, caplog):
+    collection = create_collection(client, "made", fake())
+    with caplog.at_level(logging.WARNING, "umr_plugins.chroma.opening"):
+        open_collection(client, "made", fake())
+        assert caplog.text == ""
+        collection.modify(metadata={"owner": "me"})  # replaces all metadata
+        open_collection(client, "made", fake())
+    assert "records its model's options, not its fingerprint" in caplog.text
 
 
 def test_changed_weights_under_the_same_name_are_refused_before_anything_is_embedded(client):
@@ -126,7 +181,9 @@ def test_an_encoder_of_the_program_is_compared_when_the_collection_is_opened(cli
     open_collection(client, "made", fake())
     with pytest.raises(FingerprintError, match="fingerprint is 'fake-16' there and 'other-16' here"):
         open_collection(client, "made", fake("other"))
-    with pytest.raises(FingerprintError, match="fingerprint is 'fake-16' there and 'fake-8' here"):
+    with pytest.raises(
+        FingerprintError, match=r"length 16, .* 8 \(fingerprint is 'fake-16' there and 'fake-8'"
+    ):
         open_collection(client, "made", fake(dim=8))
 
 
@@ -181,8 +238,23 @@ def test_a_distance_is_chosen_once(client):
     ):
         with pytest.raises(InputError, match="has the distance 'ip', not 'cosine'"):
             call()
-    with pytest.raises(InputError, match="has the distance 'l2', not 'ip'"):
+    with pytest.raises(InputError, match="space='ip' contradicts 'l2' in the configuration"):
         create_collection(client, "both", fake(), space="ip", configuration={"hnsw": {"space": "l2"}})
+
+
+def test_what_an_existing_collection_has_not_is_refused(client):
+    asked = {"metadata": {"owner": "me"}, "configuration": {"hnsw": {"space": "ip", "ef_search": 50}}}
+    for _ in range(2):
+        collection = create_collection(client, "made", fake(), get_or_create=True, **asked)
+    assert collection.metadata["owner"] == "me"
+    for options, said in (
+        ({"metadata": {"owner": "you"}}, "owner is 'me' there and 'you' here"),
+        ({"metadata": {"team": "x"}}, "team is None there and 'x' here"),
+        ({"configuration": {"hnsw": {"ef_search": 70}}}, "ef_search is 50 there and 70 here"),
+        ({"configuration": {"hnsw": {"space": "l2"}}}, "has the distance 'ip', not 'l2'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            create_collection(client, "made", fake(), get_or_create=True, **options)
 
 
 @pytest.mark.parametrize("space", ["hamming", "Cosine", ""])

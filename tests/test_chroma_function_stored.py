@@ -11,13 +11,14 @@ import warnings
 import numpy as np
 import pytest
 from chroma_clients import client_of
+from chromadb.api.models.Collection import Collection
 from chromadb.api.types import EmbeddingFunction
 from chromadb.utils.embedding_functions import known_embedding_functions
 
 import umr_plugins.embedder
 from umr_plugins.backbones.spec import KNOWN
 from umr_plugins.chroma import UMREmbeddingFunction, create_collection, open_collection
-from umr_plugins.chroma.config import difference
+from umr_plugins.chroma.config import check_hub_ids, difference
 from umr_plugins.errors import InputError, UMRError
 from umr_plugins.testing import FakeEncoder
 
@@ -254,3 +255,65 @@ def test_the_stored_function_of_another_library_is_never_built(tmp_path, monkeyp
                 open_(client, "evil", UMREmbeddingFunction(encoder=FakeEncoder()))
         assert built == []
     monkeypatch.delitem(known_embedding_functions, "evil")
+
+
+def collection_that_stores(client, monkeypatch, place, stored):
+    """A collection of ours whose server answers with another embedding function in one place."""
+    function, real = UMREmbeddingFunction(encoder=FakeEncoder()), Collection.get_model
+
+    def poisoned(collection):
+        model = real(collection)
+        if place == "configuration":
+            model.configuration_json = {**model.configuration_json, "embedding_function": stored}
+        elif place == "schema":
+            dense = model.serialized_schema["defaults"]["float_list"]["vector_index"]["config"]
+            dense["embedding_function"] = stored
+        else:
+            index = {"enabled": True, "config": {"embedding_function": stored, "source_key": "#document"}}
+            key = "words" if place == "words" else "embedding_function"  # metadata may have any name
+            model.serialized_schema["keys"][key] = {
+                **({"name": "umr", "config": function.get_config()} if place == "within ours" else {}),
+                "sparse_vector": {"sparse_vector_index": index},
+            }
+        return model
+
+    create_collection(client, "made", function)
+    monkeypatch.setattr(Collection, "get_model", poisoned)
+    return function
+
+
+PLACES = ["configuration", "schema", "words", "key of that name", "within ours"]
+"""The last three are metadata keys with an index of sparse vectors."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("said", ["known", "unknown", "legacy", None])
+def test_a_function_with_a_name_is_refused_wherever_it_stands(tmp_path, monkeypatch, place, said):
+    with client_of(tmp_path) as client:
+        evil = {"type": said, "name": "evil", "config": {}}
+        function = collection_that_stores(client, monkeypatch, place, evil)
+        with pytest.raises(InputError, match="the embedding function 'evil', not with 'umr'"):
+            open_collection(client, "made", function)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_function_without_a_name_is_none(tmp_path, monkeypatch, place):
+    with client_of(tmp_path) as client:
+        open_collection(
+            client, "made", collection_that_stores(client, monkeypatch, place, {"type": "unknown"})
+        )
+
+
+def test_a_stored_hub_id_is_never_read_from_the_working_directory(tmp_path, monkeypatch):
+    adapter = "team/adapter"
+    UMREmbeddingFunction.allow("umr-tiny", adapter=adapter)
+    built = [UMREmbeddingFunction.build_from_config({"model": GME}), UMREmbeddingFunction(GME)]
+    built.append(UMREmbeddingFunction.build_from_config({"model": "umr-tiny", "adapter": adapter}))
+    for name in (GME, adapter, "umr-tiny"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for function, name in zip(built, (GME, GME, adapter), strict=True):
+        with pytest.raises(InputError, match=f"'{name}' is recorded as an id of the Hugging Face hub"):
+            function(["a"])
+    check_hub_ids({"model": "umr-tiny"})
+    assert UMREmbeddingFunction(GME).get_config() == {"model": str((tmp_path / GME).resolve())}

@@ -39,22 +39,6 @@ RERANKERS = {
 """These have no demonstration model: a random checkpoint, whose answers mean nothing, judges instead."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """Fenced blocks of one language."""
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-
-
-def snippets(language: str) -> list[object]:
-    """Every block as a parameter named after its page and number."""
-    return [
-        pytest.param(block, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
-        for page in PAGES
-        for number, block in enumerate(blocks(page, language))
-    ]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder that holds the files which the snippets name."""
@@ -71,32 +55,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(drawings[4], tmp_path / "key.png")
     shutil.copy(drawings[5], tmp_path / "bicycle.jpg")
     shutil.copy(drawings[6], tmp_path / "a.jpg")
-    shutil.copytree(DEMO / "umr-tiny", tmp_path / "parts-model")
+    rows = [{"query": {"text": name}, "positives": [{"image": name}]} for name in ("key.png", "bicycle.jpg")]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = "{model: umr-tiny, data: [{path: train.jsonl}], steps: 1, batch: {pictures: 2}}"
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def sessions() -> list[object]:
-    """Pages with Python in them."""
-    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, "python")]
+def session(page: Path) -> list[tuple[str, str]]:
+    """What of a page runs, in its order: language and text of each block."""
+    found = re.findall(
+        r"^```(python|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return [(language, text) for language, text in found if language == "python" or "$ umr " in text]
 
 
-@pytest.mark.parametrize("page", sessions())
-def test_python_snippets_run(page: Path, folder: Path, qwen2_vl_folder: Path) -> None:
-    # One page is one session; these are the names that pages take for granted.
-    names = {"photo": load_image(Path("photo.jpg")), "nodes": [TextNode(text="red")], "__name__": "__main__"}
-    for number, snippet in enumerate(blocks(page, "python")):
-        for real, tiny in REAL_TO_TINY.items():
-            snippet = snippet.replace(real, tiny)
-        for real, random in RERANKERS.items():
-            made = random.replace("{folder}", str(qwen2_vl_folder))
-            snippet = re.sub(rf"\b{re.escape(real)}", lambda _, made=made: made, snippet)
-        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)
-    gc.unfreeze()  # what a page on servers has frozen
+def run_python(snippet: str, name: str, names: dict[str, object], reranker: Path) -> None:
+    for real, tiny in REAL_TO_TINY.items():
+        snippet = snippet.replace(real, tiny)
+    for real, random in RERANKERS.items():
+        made = random.replace("{folder}", str(reranker))
+        snippet = re.sub(rf"\b{re.escape(real)}", lambda _, made=made: made, snippet)
+    exec(compile(snippet, name, "exec"), names)
 
 
-@pytest.mark.parametrize("snippet", [one for one in snippets("console") if "$ umr" in one.values[0]])  # type: ignore[attr-defined]
-def test_command_lines_run(snippet: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run_commands(snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
     for line in snippet.splitlines():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if words[:1] != ["umr"]:
@@ -104,6 +88,30 @@ def test_command_lines_run(snippet: str, folder: Path, capsys: pytest.CaptureFix
         if words[1] == "index":
             words += ["--model", "umr-tiny"]
         assert main(words[1:]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in PAGES if session(page)]
+)
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, folder: Path, qwen2_vl_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # These are the names that pages take for granted.
+    names = {"photo": load_image(Path("photo.jpg")), "nodes": [TextNode(text="red")], "__name__": "__main__"}
+    for number, (language, text) in enumerate(session(page)):
+        if language == "python":
+            run_python(text, f"{page.name}, block {number}", names, qwen2_vl_folder)
+        else:
+            run_commands(text, capsys)
+    gc.unfreeze()  # what a page on servers has frozen
+
+
+def test_every_command_of_ours_is_in_a_block_that_runs() -> None:
+    for page in PAGES:
+        for text in re.findall(
+            r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            assert "pip install" in text or "torchrun" in text, f"{page}: use console and $ for {text}"
 
 
 def test_the_figures_of_reranking_are_those_that_were_measured() -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import chromadb
 import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_umr import GMEEmbeddings, UMRVectorStore
-from llama_index.core.schema import ImageNode, QueryBundle, TextNode
-from llama_index.embeddings.gme import GMEEmbedding
-from llama_index.indices.umr import MultimodalIndex
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import Document as LlamaDocument
+from llama_index.core.schema import ImageDocument, ImageNode, QueryBundle, TextNode
+from llama_index.embeddings.gme import GMEEmbedding, PageNode, pages, worker
+from llama_index.indices.umr import MultimodalIndex, identity
+from llama_index.vector_stores.chroma import ChromaVectorStore
 from PIL import ImageFile
 
 from umr_plugins.demo import FILES
@@ -29,6 +34,7 @@ MANY = 64
 K = 5
 PICTURES = [str(path) for path in sorted((FILES / "pictures").glob("*.png"))[::5]]
 TEXTS = [f"{Path(path).stem.replace('-', ' ')} number {n}" for n, path in enumerate(PICTURES * 3)][:MANY]
+KINDS = get_args(worker.Work)
 SEARCHED = {"encode_queries", "forward", "query", "stored"}
 
 
@@ -74,6 +80,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         (Ledger, "stored"),
         (Ledger, "put"),
         (ImageFile.ImageFile, "load"),
+        (identity, "content_key"),
+        (pages, "load_image"),
+        (SentenceSplitter, "_parse_nodes"),
+        *((ChromaVectorStore, method) for method in ("add", "query", "get_nodes", "delete_nodes", "delete")),
     ):
         monkeypatch.setattr(owner, name, made.wrap(name, getattr(owner, name)))
     monkeypatch.setattr(engine, "_forward", made.wrap("forward", made.alone(engine._forward)))
@@ -180,6 +190,7 @@ async def test_adding_and_searching_at_once_leave_the_loop_alone(
     every = SEARCHED - {"query"} | {"encode_documents", "put", "upsert", "load"}
     if framework == "LlamaIndex":
         index = MultimodalIndex(path=tmp_path / "db", embed_model=GMEEmbedding("umr-tiny"))
+        index.insert_nodes([TextNode(text="not empty, as below")])
         retriever = index.as_retriever(similarity_top_k=K)
 
         async def add_node_or_search(n: int) -> Any:
@@ -189,10 +200,11 @@ async def test_adding_and_searching_at_once_leave_the_loop_alone(
             return await index.ainsert_nodes([node])
 
         await all_at_once(watch, add_node_or_search, every)
-        assert index.vector_store.client.count() == MANY // 2
+        assert index.vector_store.client.count() == 1 + MANY // 2
         index.vector_store.client.close()
         return
     with UMRVectorStore(GMEEmbeddings(model="umr-tiny"), tmp_path / "db") as store:
+        store.add_texts(["not empty: searching nothing asks no model"])
 
         async def add_or_search(n: int) -> Any:
             if n % 2:
@@ -202,4 +214,50 @@ async def test_adding_and_searching_at_once_leave_the_loop_alone(
             return await store.aadd_documents([Document(TEXTS[n])])
 
         await all_at_once(watch, add_or_search, every)
-        assert store.index.count() == MANY // 2
+        assert store.index.count() == 1 + MANY // 2
+
+
+async def test_documents_over_another_store_leave_the_loop_alone(tmp_path: Path, watch: Watch) -> None:
+    collection = chromadb.PersistentClient(str(tmp_path)).create_collection(
+        "papers", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None
+    )
+    index = MultimodalIndex.from_vector_store(
+        ChromaVectorStore(chroma_collection=collection), embed_model=GMEEmbedding("umr-tiny")
+    )
+    retriever = index.as_retriever(similarity_top_k=K)
+
+    async def change_or_search(n: int) -> Any:
+        name = str(n % 8)
+        if n % 4 == 0:
+            return await index.arefresh_ref_docs([ImageDocument(id_=name, image_path=PICTURES[n % 3])])
+        if n % 4 == 1:
+            return await index.ainsert(LlamaDocument(id_=name, text=TEXTS[n]))
+        if n % 4 == 2:
+            return await retriever.aretrieve(TEXTS[n])
+        if n % 8 == 3:
+            return await index.adelete_ref_doc(name)
+        guide = str(FILES / "guide.pdf")
+        return await index.ainsert_nodes([PageNode(id_="p", page_path=guide, page=1, text="")])
+
+    entered = {
+        "content_key",
+        "load_image",
+        "_parse_nodes",
+        "add",
+        "query",
+        "get_nodes",
+        "delete_nodes",
+        "delete",
+    }
+    await all_at_once(watch, change_or_search, entered)
+    assert collection.count() == 5  # documents 0, 1, 4 and 5, and the page
+
+
+async def test_each_kind_of_work_has_one_thread() -> None:
+    def thread() -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    used = [set(await asyncio.gather(*(worker.in_worker(work, thread) for _ in range(8)))) for work in KINDS]
+    assert [len(threads) for threads in used] == [1] * len(KINDS)
+    assert len(set.union(*used)) == len(KINDS)

@@ -204,6 +204,20 @@ def test_a_bad_item_stores_nothing_or_costs_only_itself(
     assert index.ids() == ["a", "e"]
 
 
+def test_an_error_stands_for_an_item_that_could_not_be_read(
+    index: Index, caplog: pytest.LogCaptureFixture
+) -> None:
+    unread = ItemError("unsupported", "no form of item", name="the second")
+    items = ["kite", unread, "poison", "boat"]
+    with pytest.raises(BatchError) as caught:
+        index.add(items)
+    assert [error.index for error in caught.value.errors] == [1, 2]
+    with caplog.at_level(logging.WARNING):
+        assert index.add(items, ids=["a", None, "c", "d"], on_error="skip") == ["a", "d"]
+    assert "not stored: item 1: the second: no form of item" in caplog.text
+    assert "not stored: item 2: c: " in caplog.text
+
+
 def test_skip_commits_as_it_goes(index: Index, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     real = encoder.encode_documents
 

@@ -118,6 +118,9 @@ class BatchError(UMRError, ValueError):
         self._done, self._remedy = done, remedy
         super().__init__(self.errors, total, done, remedy)
 
+    def __reduce__(self) -> tuple[object, ...]:  # Chroma replaces the arguments by its own message
+        return (type(self), (self.errors, self.total, self._done, self._remedy))
+
     def __str__(self) -> str:
         shown = "\n".join(f"  {error}" for error in self.errors[:10])
         more = f"\n  and {len(self.errors) - 10} more" if len(self.errors) > 10 else ""

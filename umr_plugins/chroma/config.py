@@ -95,6 +95,19 @@ def check_allowed(config: Mapping[str, Any]) -> None:
     )
 
 
+def check_hub_ids(config: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a folder has come to lie where a recorded hub id would be looked for first."""
+    for key in ("model", "adapter"):
+        name = config.get(key)
+        folder = Path(name or "").expanduser()
+        if name is not None and name not in BUNDLED and not Path(name).is_absolute() and folder.is_dir():
+            raise InputError(
+                f"{key} {name!r} is recorded as an id of the Hugging Face hub, but would now be read from "
+                f"the folder {str(folder.resolve())!r}. Move the folder or change the working directory; if "
+                "you mean the folder, name it by its absolute path"
+            )
+
+
 def _source(config: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     return config["model"], config.get("revision"), config.get("adapter")
 
@@ -119,4 +132,4 @@ def _short(config: Mapping[str, Any], key: str) -> str:
     return shown if len(shown) <= 120 else f"{shown[:120]}…"
 
 
-__all__ = ["allow", "check_allowed", "checked", "difference", "named", "vectors_key"]
+__all__ = ["allow", "check_allowed", "check_hub_ids", "checked", "difference", "named", "vectors_key"]

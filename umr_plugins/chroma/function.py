@@ -12,7 +12,7 @@ from chromadb.api.types import Embeddable, EmbeddingFunction, Space
 from chromadb.utils.embedding_functions import register_embedding_function
 
 from umr_plugins.backbones.spec import KNOWN, Positions
-from umr_plugins.chroma.config import allow, check_allowed, checked, difference, named
+from umr_plugins.chroma.config import allow, check_allowed, check_hub_ids, checked, difference, named
 from umr_plugins.chroma.inputs import REMEDY, not_empty, read_items
 from umr_plugins.chroma.ready import identity, recall, remember
 from umr_plugins.chroma.stamp import Stamp
@@ -116,11 +116,13 @@ class UMREmbeddingFunction(EmbeddingFunction[Embeddable]):
 
         Raises:
             FingerprintError: this function belongs to an opened collection that another model has filled.
+            InputError: a folder has come to lie where a hub id would be looked for first.
         """
         encoder = self._encoder
         if encoder is None:
             from umr_plugins.embedder import shared_embedder  # imports torch: not before it is needed
 
+            check_hub_ids(self._config)
             options = {key: value for key, value in self._config.items() if key != "instruction"}
             encoder = shared_embedder(**options, **self._machine)
         if self._stamp is not None:

@@ -23,14 +23,18 @@ class Stamp:
         collection: its name.
         fingerprint: of the model; None if nobody wrote it down.
         dim: length of its vectors; None if it is empty and nobody wrote it down.
+        differs: in words, what its recorded options and those of the model differ in; empty if nothing.
     """
 
     collection: str
     fingerprint: str | None
     dim: int | None
+    differs: str = ""
 
     @classmethod
-    def read(cls, collection: str, metadata: Mapping[str, Any] | None, dim: int | None) -> Self:
+    def read(
+        cls, collection: str, metadata: Mapping[str, Any] | None, dim: int | None, differs: str = ""
+    ) -> Self:
         """From a collection's metadata; `dim` is the length of a vector that it holds, if any."""
         written = metadata or {}
         fingerprint, recorded = written.get(FINGERPRINT_KEY), written.get(DIM_KEY)
@@ -38,6 +42,7 @@ class Stamp:
             collection,
             None if fingerprint is None else str(fingerprint),
             dim if dim is not None else recorded if type(recorded) is int else None,
+            differs,
         )
 
     @staticmethod
@@ -50,7 +55,8 @@ class Stamp:
         if self.dim is not None and self.dim != dim:
             raise FingerprintError(
                 f"the vectors of collection {self.collection!r} have length {self.dim}, this model gives "
-                f"{dim}. Give the model and dim that it was filled with, or make a new collection"
+                f"{dim}{self._options()}. Give the model and dim that it was filled with, or make a new "
+                "collection"
             )
 
     def check(self, encoder: Encoder) -> None:
@@ -60,6 +66,9 @@ class Stamp:
             raise FingerprintError(
                 f"collection {self.collection!r} was filled by a model with the fingerprint "
                 f"{self.fingerprint[:12]}; this one has {encoder.fingerprint[:12]}: the weights under its "
-                "name have changed, or its options are others. Their vectors can't be compared. Give the "
-                "model that it was filled with, or make a new collection"
+                f"name have changed, or its options are others{self._options()}. Their vectors can't be "
+                "compared. Give the model that it was filled with, or make a new collection"
             )
+
+    def _options(self) -> str:
+        return f" ({self.differs})" if self.differs else ""

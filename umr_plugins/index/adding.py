@@ -64,7 +64,12 @@ class AddCall:
         good: list[tuple[int, Item, Row]] = []
         for at in span:
             try:
-                item = as_item(self.values[at], at)
+                value = self.values[at]
+                if isinstance(
+                    value, ItemError
+                ):  # could not even be read; the numbers of the others stay right
+                    raise value
+                item = as_item(value, at)
                 good.append((at, item, self._row(at, item)))
             except ItemError as error:
                 errors.append(error.at(at, self._names[at]))

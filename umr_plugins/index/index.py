@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from umr_plugins.errors import BatchError, InputError, StorageError
+from umr_plugins.errors import BatchError, InputError, ItemError, StorageError
 from umr_plugins.index.adding import AddCall
 from umr_plugins.index.arguments import check_k, folder_and_url, loaded, no_string
 from umr_plugins.index.catch_up import PROJECT_AT
@@ -128,7 +128,7 @@ class Index:
 
     def add(
         self,
-        items: Iterable[ItemLike],
+        items: Iterable[ItemLike | ItemError],
         *,
         ids: Iterable[str | None] | None = None,
         metadatas: Iterable[Mapping[str, Any] | None] | None = None,
@@ -143,7 +143,7 @@ class Index:
         before is not embedded again.
 
         Args:
-            items: what to store.
+            items: what to store. An `ItemError` stands for an item that could not be read, and counts as bad.
             ids: one for each; default (also for single None) a hash of the item's content.
             metadatas: JSON values; flat ones can be used in `where`.
             payloads: opaque strings that come back in `Hit.payload`.

@@ -55,7 +55,8 @@ def documents_to_content_blocks(
     Args:
         documents: best first, as a retriever or reranker returns them. Not changed.
         store: the `UMRVectorStore` that the documents came from. Pictures of its rows are then those that
-            were added to it (files, pages of PDFs, pictures in memory), whatever the metadata says.
+            were added to it (files, pages of PDFs, pictures in memory). A document counts as its row if id
+            and page content are the row's, and what its metadata say of its picture.
         roots: folders below which the pictures of other documents may lie. Metadata that comes back from a
             store may have been written by anyone, so without roots only data URIs are shown.
         max_images: most pictures in all.
@@ -64,7 +65,7 @@ def documents_to_content_blocks(
         image_keys: metadata keys under which documents outside `store` name their pictures.
 
     Raises:
-        InputError: a limit makes no sense, or `documents` are none.
+        InputError: a limit makes no sense, `documents` are none, or `store` is another kind of store.
 
     Example:
         >>> found = [Document("A kite needs wind.", metadata={"source": "kites.txt"})]
@@ -76,6 +77,8 @@ def documents_to_content_blocks(
     pictures = _Pictures(max_images, max_bytes, max_side)
     keys = (image_keys,) if isinstance(image_keys, str) else tuple(image_keys)
     folders = absolute_roots(roots)
+    if store is not None and not isinstance(store, StoreReader):
+        raise InputError(f"store must be an UMRVectorStore, got {type(store).__name__}")
     known = [None] * len(listed) if store is None else store.stored_items(listed)
     blocks: list[Block] = []
     for place, (document, item) in enumerate(zip(listed, known, strict=True), start=1):
@@ -92,7 +95,7 @@ def documents_to_content_blocks(
 
 async def adocuments_to_content_blocks(documents: Iterable[Document], **options: Any) -> list[Block]:
     """`documents_to_content_blocks` in a thread: pictures are decoded there, and the event loop goes on."""
-    return await in_thread(documents_to_content_blocks, documents, **options)
+    return await in_thread("query", documents_to_content_blocks, documents, **options)
 
 
 class _Pictures:
@@ -140,9 +143,11 @@ def _title(place: int, document: Document, keys: Sequence[str]) -> str:
     metadata = document.metadata
     named = (metadata.get(key) for key in ("path", "source", *keys))
     path = next((one for one in named if isinstance(one, str) and one and one[:5].lower() != "data:"), "")
+    if "://" in path:
+        path = path.partition("?")[0].partition("#")[0]  # signed addresses hold their password there
     page = metadata.get("page_label", metadata.get("page"))
     parts = [" ".join(PurePath(path).name.split())[:200]]  # a name must not break the line, nor fill it
-    if isinstance(page, int | str) and str(page).strip():
+    if isinstance(page, int | str) and not isinstance(page, bool) and str(page).strip():
         parts.append(f"page {' '.join(str(page).split())[:20]}")
     said = ", ".join(part for part in parts if part)
     return f"Document {place} ({said})" if said else f"Document {place}"

@@ -93,7 +93,7 @@ class JudgeModel(BaseDecisionModel):
         return ClassifierResponse.model_validate({"model": self.model, "answers": answers})
 
     async def _aclassify(self, state: Any, questions: Mapping[str, Any]) -> ClassifierResponse:
-        return await in_thread(self._classify, state, questions)
+        return await in_thread("rerank", self._classify, state, questions)
 
     def _pair(self, state: Any) -> tuple[Item, Item]:
         if not isinstance(state, Mapping) or set(state) != {"query", "document"}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,12 @@ def to_document(hit: Hit, image_keys: Sequence[str] = IMAGE_KEYS) -> Document:
 
 
 def fill_ids(
-    ids: Sequence[str | None] | None, items: Sequence[Item], metadatas: Sequence[dict[str, Any]]
-) -> list[str]:
+    ids: Sequence[str | None] | None, items: Sequence[Item | ItemError], metadatas: Sequence[dict[str, Any]]
+) -> list[str | None]:
     """The given ids, and for the rest one made of content, metadata and how often it stands in this call.
 
     Adding the same things again replaces them; equal texts with other metadata, and equal rows of one call,
-    are kept apart.
+    are kept apart. What could not be read gets none.
     """
     if ids is None:
         ids = [None] * len(items)
@@ -53,9 +53,9 @@ def fill_ids(
     if twice:
         raise InputError(f"ids must differ within a call; given more than once: {twice[:5]}")
     seen: Counter[str] = Counter()
-    filled = []
+    filled: list[str | None] = []
     for given, item, metadata in zip(ids, items, metadatas, strict=True):
-        if given:
+        if given or isinstance(item, ItemError):
             filled.append(given)
             continue
         parts = [item.text, [_picture_key(picture) for picture in (*item.pictures, *item.video)], metadata]
@@ -69,17 +69,19 @@ def same_length(name: str, values: Iterable[Any] | None, count: int, of: str) ->
     """`values` as a list of `count`, or None.
 
     Raises:
-        InputError: another number of values.
+        InputError: another number of values, or one str.
     """
     if values is None:
         return None
+    if isinstance(values, str | bytes | Mapping):
+        raise InputError(f"{name} is a list with one entry per {of}, got one {type(values).__name__}")
     listed = list(values)
     if len(listed) != count:
         raise InputError(f"{name} must have one entry per {of}: got {len(listed)} for {count}")
     return listed
 
 
-def named(error: BatchError, labels: Sequence[str], ids: Sequence[str] = ()) -> BatchError:
+def named(error: BatchError, labels: Sequence[str], ids: Sequence[str | None] = ()) -> BatchError:
     """The same errors, each under the name of its document instead of an id that may be made up."""
     errors = [
         one

@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from langchain_umr.inputs import to_item, to_items
-from langchain_umr.ready import Ready
+from langchain_umr.ready import Ready, checked
 from langchain_umr.threads import in_thread
 from umr_plugins.errors import BatchError, InputError
 from umr_plugins.types import Encoded, Encoder, FloatArray, ImageSource, Item, Role
@@ -24,6 +24,8 @@ def _plain(value: object) -> object:
         return str(value).removeprefix("torch.")
     return value
 
+
+_REMEDY = 'Mend them, or leave them out; UMRVectorStore.add_items can skip them with on_error="skip".'
 
 Name = Annotated[str, BeforeValidator(_plain)]
 
@@ -97,6 +99,14 @@ class GMEEmbeddings(BaseModel, Embeddings):
         made._ready = Ready(encoder, made.config)
         return made
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other options, checked as the constructor checks them.
+
+        Raises:
+            pydantic.ValidationError: an unknown option, or a value that it does not take.
+        """
+        return super().model_copy(update=checked(self, update or {}), deep=deep)
+
     @property
     def config(self) -> dict[str, Any]:
         """The options of the model that are set, as `umr_plugins.Embedder` takes them."""
@@ -129,7 +139,8 @@ class GMEEmbeddings(BaseModel, Embeddings):
 
         Args:
             text: a string, a mapping with `text` and `image`, content blocks, a message, a `Document` or a
-                picture.
+                picture. A picture file that a `Document` names in its metadata is opened, wherever it lies:
+                give only documents of your own, none from a store that others write to.
 
         Raises:
             ItemError: it can't be embedded.
@@ -149,7 +160,15 @@ class GMEEmbeddings(BaseModel, Embeddings):
             raise InputError(
                 f"uris is a list of pictures, got one {type(uris).__name__}; pass uris=[picture]"
             )
-        return self._embed("document", [Item(image=uri) for uri in uris])
+        listed = list(uris)
+        empty = [
+            index
+            for index, uri in enumerate(listed)
+            if uri is None or (isinstance(uri, str | bytes) and not uri)
+        ]
+        if empty:
+            raise InputError(f"uris {empty[:10]} are empty; give a path, data URI, PIL.Image or bytes each")
+        return self._embed("document", [Item(image=uri) for uri in listed])
 
     def embed_images(self, uris: Iterable[ImageSource]) -> list[list[float]]:
         """The same as `embed_image`, under the name that some stores look for."""
@@ -163,34 +182,41 @@ class GMEEmbeddings(BaseModel, Embeddings):
         """
         if role not in ("query", "document"):
             raise InputError(f'role must be "query" or "document", got {role!r}')
-        return self._embed(role, to_items(items))
+        try:
+            read = to_items(items)
+        except BatchError as error:
+            raise BatchError(error.errors, error.total, remedy=_REMEDY) from error
+        return self._embed(role, read)
 
     async def aembed_documents(self, texts: Iterable[Any]) -> list[list[float]]:
         """`embed_documents` in a thread: one call of the model, and the event loop goes on."""
-        return await in_thread(self.embed_documents, texts)
+        return await in_thread("document", self.embed_documents, texts)
 
     async def aembed_query(self, text: Any) -> list[float]:
         """`embed_query` in a thread."""
-        return await in_thread(self.embed_query, text)
+        return await in_thread("query", self.embed_query, text)
 
     async def aembed_image(self, uris: Iterable[ImageSource]) -> list[list[float]]:
         """`embed_image` in a thread."""
-        return await in_thread(self.embed_image, uris)
+        return await in_thread("document", self.embed_image, uris)
 
     async def aembed_images(self, uris: Iterable[ImageSource]) -> list[list[float]]:
         """`embed_images` in a thread."""
-        return await in_thread(self.embed_images, uris)
+        return await in_thread("document", self.embed_images, uris)
 
     async def aembed_items(self, items: Iterable[Any], *, role: Role = "document") -> list[list[float]]:
         """`embed_items` in a thread."""
-        return await in_thread(self.embed_items, items, role=role)
+        return await in_thread("query" if role == "query" else "document", self.embed_items, items, role=role)
 
     def _embed(self, role: Role, items: list[Item]) -> list[list[float]]:
         if not items:
             return []
-        if role == "query":
-            return _rows(self.encoder.encode_queries(items, self.instruction))
-        return _rows(self.encoder.encode_documents(items))
+        try:
+            if role == "query":
+                return _rows(self.encoder.encode_queries(items, self.instruction))
+            return _rows(self.encoder.encode_documents(items))
+        except BatchError as error:
+            raise BatchError(error.errors, error.total, remedy=_REMEDY) from error
 
 
 def _rows(result: FloatArray | Encoded) -> list[list[float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from umr_plugins.types import ImageSource, Item, as_item
 IMAGE_KEYS = ("image", "image_uri", "image_path")
 """Metadata keys of a `Document` that name its picture, or a list of pictures; the first set counts."""
 
+_DATA_URI = re.compile(r"data:image/[\w.+-]+(;[\w.+=-]+)*;base64", re.IGNORECASE)
 _TEXT_BLOCKS = ("text", "text-plain")
 _FORMS = "a str, a mapping with text and image, content blocks, a message, a Document, a PIL.Image or a Path"
 
@@ -55,20 +57,24 @@ def to_items(values: Iterable[object]) -> list[Item]:
         BatchError: lists every input that can't be read.
         ItemError: `values` is one input and not a list of them.
     """
-    if isinstance(values, str | bytes | Mapping | Item | Document | BaseMessage):
-        raise ItemError("unsupported", f"give a list of inputs, not one {type(values).__name__}")
+    listed = listed_inputs(values)
     items: list[Item] = []
     errors: list[ItemError] = []
-    total = 0
-    for index, value in enumerate(values):
-        total += 1
+    for index, value in enumerate(listed):
         try:
             items.append(to_item(value, index))
         except ItemError as error:
             errors.append(error)
     if errors:
-        raise BatchError(errors, total)
+        raise BatchError(errors, len(listed))
     return items
+
+
+def listed_inputs(values: Iterable[object]) -> list[object]:
+    """Many inputs, not read yet; raises `ItemError` for one input."""
+    if isinstance(values, str | bytes | Mapping | Item | Document | BaseMessage):
+        raise ItemError("unsupported", f"give a list of inputs, not one {type(values).__name__}")
+    return list(values)
 
 
 def document_item(document: Document, image_keys: Sequence[str] = IMAGE_KEYS) -> Item:
@@ -128,15 +134,28 @@ def make_item(text: str | None, pictures: Sequence[ImageSource]) -> Item:
 
 
 def _encoded_picture(text: str) -> tuple[str, ...]:
-    """A text that is nothing but the base64 of a picture file, as a data URI; empty for any other text."""
+    """A text that is nothing but a picture as base64 or data URI, as a data URI; empty for any other text.
+
+    Lines may be broken, as MIME does. What kind of picture a data URI holds is left to the decoder.
+    """
+    head, comma, data = text[:100].partition(",")
+    is_uri = bool(comma) and _DATA_URI.fullmatch(head.strip()) is not None
     try:
-        kind = sniff(base64.b64decode(text[:64], validate=True))  # decides all but one text in many millions
-        if kind not in PICTURES or len(text) < 64:
+        start = _joined(data if is_uri else text[:100])
+        kind = sniff(base64.b64decode(start[: min(64, len(start) // 4 * 4)], validate=True))
+        if kind not in PICTURES and not is_uri:  # decides all but one text in many millions
             return ()
-        base64.b64decode(text, validate=True)
+        whole = _joined(text.partition(",")[2] if is_uri else text)
+        if len(whole) < 64:
+            return ()
+        base64.b64decode(whole, validate=True)
     except (binascii.Error, ValueError):
         return ()
-    return (f"data:image/{kind.lower()};base64,{text}",)
+    return (f"{head.strip()},{whole}" if is_uri else f"data:image/{str(kind).lower()};base64,{whole}",)
+
+
+def _joined(encoded: str) -> str:
+    return "".join(line.strip() for line in encoded.splitlines())
 
 
 def is_stored_picture(document: Document) -> bool:

@@ -10,7 +10,10 @@ import pickle
 import sys
 import uuid
 import weakref
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
 
 M = TypeVar("M")
 
@@ -47,6 +50,17 @@ class Ready(Generic[M]):
             return pickle.dumps(self.model)
         except Exception:  # a lock, a connection, a local class: the token still works in this process
             return None
+
+
+def checked(model: BaseModel, update: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of a `model_copy`, which pydantic takes as they are, read as the constructor reads them.
+
+    Raises:
+        pydantic.ValidationError: an unknown field, or a value that it does not take.
+    """
+    given = {name: getattr(model, name) for name in model.model_fields_set}
+    made = type(model)(**{**given, **update})
+    return {name: getattr(made, name) for name in update}
 
 
 def _restore(token: str, config: dict[str, Any], pickled: bytes | None) -> Ready[Any]:

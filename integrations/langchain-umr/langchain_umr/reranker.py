@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +23,7 @@ from langchain_umr.judging import (
     read_request,
     warn_unjudged,
 )
-from langchain_umr.ready import Ready
+from langchain_umr.ready import Ready, checked
 from langchain_umr.references import guarded_item, shown
 from langchain_umr.threads import in_thread
 from umr_plugins.errors import InputError, ItemError
@@ -157,6 +157,14 @@ class MLLMReranker(RunnableSerializable[Any, list[Document]], BaseDocumentCompre
             raise ValueError(f"a reranker that is ready takes no options of a model, got {given}; drop one")
         return self
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other options, checked as the constructor checks them.
+
+        Raises:
+            pydantic.ValidationError: an unknown option, or a value that it does not take.
+        """
+        return super().model_copy(update=checked(self, update or {}), deep=deep)
+
     @property
     def config(self) -> dict[str, Any]:
         """The model and those of its options that are set, as `umr_plugins.Reranker` takes them."""
@@ -275,7 +283,7 @@ class MLLMReranker(RunnableSerializable[Any, list[Document]], BaseDocumentCompre
         listed = listed_documents(documents)
 
         async def ranked(_: Any) -> list[Document]:
-            return await in_thread(self._ranked, query, listed, scores, items)
+            return await in_thread("rerank", self._ranked, query, listed, scores, items)
 
         return await self._acall_with_config(ranked, {"query": shown(query), "documents": listed}, config)
 

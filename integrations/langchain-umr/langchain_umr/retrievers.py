@@ -11,7 +11,6 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from langchain_umr.inputs import is_stored_picture
 from langchain_umr.reranker import MLLMReranker
 from langchain_umr.searching import Scored, StoreReader, check_k
 from langchain_umr.threads import in_thread
@@ -81,7 +80,7 @@ class RerankingRetriever(BaseRetriever):
         found = (await base.ainvoke(query, config, **_wanted(base, fetch_k)))[:fetch_k]
         if not isinstance(reranker, MLLMReranker):
             return list(await reranker.acompress_documents(found, query, run_manager.get_child()))[:k]
-        asked, items = await in_thread(self._known, query, found)
+        asked, items = await in_thread("query", self._known, query, found)
         return await reranker.arerank(asked, found, scores=_scores(base), items=items, config=config)  # type: ignore[arg-type]
 
     def _numbers(self, k: int | None) -> tuple[int | None, int]:
@@ -116,9 +115,7 @@ class RerankingRetriever(BaseRetriever):
         """What the store holds of the query, if it is one of its rows, and of each document."""
         if self._store is None:
             return query, None
-        asked = query
-        if isinstance(query, Document) and is_stored_picture(query):
-            asked = self._store.stored_items([query])[0] or query
+        asked = self._store.query_item(query) if isinstance(query, Document) else query
         return asked, self._store.stored_items(found)
 
 
@@ -138,7 +135,9 @@ class _Scoring(VectorStoreRetriever):
     async def _aget_relevant_documents(
         self, query: Any, *, run_manager: Any, **kwargs: Any
     ) -> list[Document]:
-        return await in_thread(self._get_relevant_documents, query, run_manager=run_manager, **kwargs)
+        return await in_thread(
+            "query", self._get_relevant_documents, query, run_manager=run_manager, **kwargs
+        )
 
     def _kept(self, found: Scored) -> list[Document]:
         self._scores = [score for _, score in found]

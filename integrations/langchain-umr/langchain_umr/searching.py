@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from langchain_core.documents import Document
-from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from langchain_umr.documents import to_document
-from langchain_umr.inputs import IMAGE_KEYS, document_pictures, is_stored_picture, to_item
-from umr_plugins.errors import BatchError, InputError
+from langchain_umr.inputs import IMAGE_KEYS, document_item, document_pictures, document_text, to_item
+from langchain_umr.threads import in_thread
+from umr_plugins.errors import BatchError, InputError, ItemError
 from umr_plugins.types import Hit, ImageSource, Item
 
 if TYPE_CHECKING:
@@ -27,9 +28,12 @@ class StoreReader(VectorStore):
     """The reading half of `UMRVectorStore`.
 
     A query is a string, a mapping with `text` and `image`, content blocks, a message, a picture, or a
-    `Document` ("more like this"); retrievers pass it through untouched. `filter` is a metadata filter such as
-    `{"lang": "en"}` or `{"year": {"$gte": 2020}}`. Scores are cosine similarities, relevance scores
-    `(1 + cosine) / 2`.
+    `Document` ("more like this"); retrievers pass it through untouched. A `Document` of this store stands for
+    what was embedded; of any other, a picture counts only as data URI or base64, since anyone may have
+    written the paths in its metadata: for a file give a mapping with `image`.
+
+    `filter` is a metadata filter such as `{"lang": "en"}` or `{"year": {"$gte": 2020}}`. Scores are cosine
+    similarities, relevance scores `(1 + cosine) / 2`.
     """
 
     index: Index
@@ -161,7 +165,7 @@ class StoreReader(VectorStore):
             return []
         task = instruction or self.instruction
         try:
-            vectors = np.asarray(self.index.encoder.encode_queries([self._query(query)], task))
+            vectors = np.asarray(self.index.encoder.encode_queries([self.query_item(query)], task))
         except BatchError as error:
             raise error.errors[0] from error
         return self._diverse(vectors[0], k, fetch_k, lambda_mult, filter)
@@ -180,19 +184,69 @@ class StoreReader(VectorStore):
         return self._diverse(_vector(embedding), check_k(k), fetch_k, lambda_mult, filter)
 
     def stored_items(self, documents: Sequence[Document]) -> list[Item | None]:
-        """What this index holds under the documents' ids, pictures included; None for ids it does not know.
+        """What was embedded for each document that is a row of this index, with pictures; None for others.
 
-        Nothing in the documents but their ids counts, so pictures are those that were added here.
+        A document of another store can have the id of a row here, so its page content and what its metadata
+        say of its picture must be the row's too. Pictures are those that were added here.
         """
-        ids = list(dict.fromkeys(document.id for document in documents if document.id))
-        items = {hit.id: hit.embedded for hit in self.index.get(ids)}
-        return [items.get(document.id) if document.id else None for document in documents]
+        rows = self._rows(document.id for document in documents)
+        found = [self._own_row(document, rows) for document in documents]
+        return [
+            row.embedded if row is not None and document.page_content == (row.text or "") else None
+            for document, row in zip(documents, found, strict=True)
+        ]
 
-    async def asimilarity_search_by_image(
-        self, uri: ImageSource, k: int = 4, **kwargs: Any
-    ) -> list[Document]:
+    def query_item(self, query: Any) -> Item:
+        """What a query stands for; see the class for a `Document`.
+
+        Raises:
+            ItemError: it is none, or a `Document` of elsewhere that names a file or an address.
+        """
+        if not isinstance(query, Document):
+            return to_item(query)
+        row = self._own_row(query, self._rows([query.id]))
+        if row is None and any(
+            one[:5].lower() != "data:" for one in document_pictures(query, self.image_keys)
+        ):
+            raise ItemError(
+                "unsupported",
+                "a Document that is no row of this store is searched for by its text and by pictures that "
+                "are data URIs: anyone may have written the paths in its metadata. If you trust this one, "
+                'search for {"text": ..., "image": path}',
+            )
+        return self._item(query, row)
+
+    async def asimilarity_search(self, *args: Any, **kwargs: Any) -> list[Document]:
+        """`similarity_search` in a thread."""
+        return await in_thread("query", self.similarity_search, *args, **kwargs)
+
+    async def asimilarity_search_with_score(self, *args: Any, **kwargs: Any) -> Scored:
+        """`similarity_search_with_score` in a thread."""
+        return await in_thread("query", self.similarity_search_with_score, *args, **kwargs)
+
+    async def asimilarity_search_with_relevance_scores(self, *args: Any, **kwargs: Any) -> Scored:
+        """`similarity_search_with_relevance_scores` in a thread."""
+        return await in_thread("query", self.similarity_search_with_relevance_scores, *args, **kwargs)
+
+    async def asimilarity_search_by_vector(self, *args: Any, **kwargs: Any) -> list[Document]:
+        """`similarity_search_by_vector` in a thread."""
+        return await in_thread("query", self.similarity_search_by_vector, *args, **kwargs)
+
+    async def asimilarity_search_by_image(self, *args: Any, **kwargs: Any) -> list[Document]:
         """`similarity_search_by_image` in a thread."""
-        return await run_in_executor(None, self.similarity_search_by_image, uri, k, **kwargs)
+        return await in_thread("query", self.similarity_search_by_image, *args, **kwargs)
+
+    async def amax_marginal_relevance_search(self, *args: Any, **kwargs: Any) -> list[Document]:
+        """`max_marginal_relevance_search` in a thread."""
+        return await in_thread("query", self.max_marginal_relevance_search, *args, **kwargs)
+
+    async def amax_marginal_relevance_search_by_vector(self, *args: Any, **kwargs: Any) -> list[Document]:
+        """`max_marginal_relevance_search_by_vector` in a thread."""
+        return await in_thread("query", self.max_marginal_relevance_search_by_vector, *args, **kwargs)
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """`get_by_ids` in a thread."""
+        return await in_thread("query", self.get_by_ids, ids)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return relevance
@@ -201,7 +255,7 @@ class StoreReader(VectorStore):
         if check_k(k) == 0:
             return []
         task = instruction or self.instruction
-        return self.index.search(self._query(query), k, where=where, instruction=task)
+        return self.index.search(self.query_item(query), k, where=where, instruction=task)
 
     def _near(self, vector: Any, k: int, where: Filter) -> list[Hit]:
         return self.index.search_vector(vector, k, where) if check_k(k) else []
@@ -218,19 +272,28 @@ class StoreReader(VectorStore):
         chosen = maximal_marginal_relevance(np.asarray(vector), list(vectors), lambda_mult, k)
         return [self._document(hits[place]) for place in chosen]
 
-    def _query(self, query: Any) -> Item:
-        """A `Document` that this index returned is searched for as what was embedded, picture included."""
-        if isinstance(query, Document):
-            stored = self._stored(query)
-            if stored is not None:
-                return stored.embedded
-        return to_item(query)
+    def _rows(self, ids: Iterable[object]) -> dict[str, Hit]:
+        names = dict.fromkeys(one for one in ids if isinstance(one, str) and one)
+        return {hit.id: hit for hit in self.index.get(list(names))}
 
-    def _stored(self, document: Document) -> Hit | None:
-        """The row of a picture document that came from this index and does not name its picture itself."""
-        if not document.id or not is_stored_picture(document) or document_pictures(document, self.image_keys):
+    def _own_row(self, document: Document, rows: Mapping[str, Hit]) -> Hit | None:
+        """The row that a document was read from, if it still says of its picture what it said then."""
+        row = rows.get(document.id or "")
+        if row is None:
             return None
-        return next(iter(self.index.get([document.id])), None)
+        now, read = document.metadata, self._document(row).metadata
+        ours = [key for key in ("modality", "path", "page") if key in read and key not in row.metadata]
+        same = all(now.get(key) == read.get(key) for key in (*ours, *self.image_keys))
+        return row if same and ("modality" in now) == ("modality" in read) else None
+
+    def _item(self, document: Document, row: Hit | None) -> Item:
+        """What a document stands for; as a row of this index, its pictures, with the text it has now."""
+        if row is not None and document.page_content == (row.text or ""):
+            return row.embedded
+        text = document_text(document)
+        if row is not None and (text or row.modality != "text"):
+            return replace(row.item, text=text)
+        return document_item(document, self.image_keys)
 
     def _document(self, hit: Hit) -> Document:
         return to_document(hit, self.image_keys)

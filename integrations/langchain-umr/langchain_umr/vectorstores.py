@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.runnables.config import run_in_executor
 
 from langchain_umr.embeddings import GMEEmbeddings
 from langchain_umr.encoders import TextEncoder
 from langchain_umr.inputs import IMAGE_KEYS
+from langchain_umr.threads import in_thread
 from langchain_umr.writing import StoreWriter
 from umr_plugins.errors import InputError
 from umr_plugins.types import Encoder
@@ -129,7 +129,14 @@ class UMRVectorStore(StoreWriter):
         cls, documents: Iterable[Document], embedding: Embeddings | Encoder, **kwargs: Any
     ) -> Self:
         """`from_documents` in a thread."""
-        return await run_in_executor(None, cls.from_documents, documents, embedding, **kwargs)
+        return await in_thread("document", cls.from_documents, documents, embedding, **kwargs)
+
+    @classmethod
+    async def afrom_texts(
+        cls, texts: Iterable[str], embedding: Embeddings | Encoder, *args: Any, **kwargs: Any
+    ) -> Self:
+        """`from_texts` in a thread."""
+        return await in_thread("document", cls.from_texts, texts, embedding, *args, **kwargs)
 
     def delete(
         self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None, **kwargs: Any
@@ -137,16 +144,25 @@ class UMRVectorStore(StoreWriter):
         """Delete by ids, or all that a metadata filter matches; without both, everything (LangChain's rule).
 
         Ids that are not there are passed over.
+
+        Raises:
+            InputError: an empty filter, which would match everything.
         """
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; allowed are ids and filter")
         if isinstance(ids, str):
             raise InputError("ids is a list of ids, got one str: delete([id])")
-        if ids is None and not filter:
+        if filter is not None and not filter:
+            raise InputError("an empty filter matches everything; delete() without arguments deletes all")
+        if ids is None and filter is None:
             self.index.delete(self.index.ids())
         else:
-            self.index.delete(None if ids is None else list(ids), where=filter or None)
+            self.index.delete(None if ids is None else list(ids), where=filter)
         return True
+
+    async def adelete(self, ids: Iterable[str] | None = None, **kwargs: Any) -> bool:
+        """`delete` in a thread."""
+        return await in_thread("document", self.delete, ids, **kwargs)
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents with these ids; those that are not there are left out."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
-from langchain_core.runnables.config import run_in_executor
 
 from langchain_umr.documents import fill_ids, label, named, same_length
-from langchain_umr.inputs import document_item, to_items
+from langchain_umr.inputs import listed_inputs, to_item
+from langchain_umr.judging import listed_documents
 from langchain_umr.searching import StoreReader
+from langchain_umr.threads import in_thread
 from umr_plugins.errors import BatchError, InputError, ItemError
 from umr_plugins.index.rows import check_metadata
-from umr_plugins.types import ImageSource, Item, OnError
+from umr_plugins.types import Hit, ImageSource, Item, OnError
 
 if TYPE_CHECKING:
     from umr_plugins.index.index import FolderReport
@@ -41,8 +42,11 @@ class StoreWriter(StoreReader):
                     f"texts[{index}] is a {type(text).__name__}; for pictures there is add_items"
                 )
         filled = same_length("metadatas", metadatas, len(listed), "text") or [{}] * len(listed)
+        for index, metadata in enumerate(filled):
+            if metadata is not None and not isinstance(metadata, Mapping):
+                raise InputError(f"metadata {index} must be a dict, got {type(metadata).__name__}")
         documents = [
-            Document(page_content=text, metadata=metadata or {})
+            Document(page_content=text, metadata=dict(metadata or {}))
             for text, metadata in zip(listed, filled, strict=True)
         ]
         return self.add_documents(documents, ids=ids, **kwargs)
@@ -66,11 +70,16 @@ class StoreWriter(StoreReader):
         Metadata are JSON values, nested as you like; strings, numbers, booleans and lists of one of these can
         be filtered on.
 
+        A document that this store has returned stands for the row that it was read from: with the same page
+        content it keeps its vector, and it keeps its picture even if that is in memory. Rows of `add_files`
+        and `add_folder` follow their files and can't be replaced; under another id they can be copied.
+
         Args:
             documents: any iterable of documents.
             ids: instead of the documents' own ids. A missing id is made of content and metadata, so that
                 adding the same document again adds nothing.
-            on_error: `"raise"` adds nothing if a document can't be embedded; `"skip"` adds the others.
+            on_error: `"raise"` adds nothing if a document can't be embedded; `"skip"` adds the others and
+                logs what was left out and why.
             show_progress: a bar on stderr.
             batch_size: accepted for LangChain's `index()`; batches follow the model's token budget.
             kwargs: none; an unknown one is refused.
@@ -86,23 +95,18 @@ class StoreWriter(StoreReader):
         if kwargs:
             allowed = "ids, on_error, show_progress, batch_size"
             raise InputError(f"unknown arguments {sorted(kwargs)}; allowed are {allowed}")
-        listed = list(documents)
+        listed = listed_documents(documents)
         given = same_length("ids", ids, len(listed), "document") or [document.id for document in listed]
         labels = [label(one, document.page_content) for one, document in zip(given, listed, strict=True)]
-        items: list[Item] = []
-        errors: list[ItemError] = []
-        kept: list[int] = []
-        for index, document in enumerate(listed):
-            try:
-                items.append(self._item(document))
-                kept.append(index)
-            except ItemError as error:
-                errors.append(error.at(index))
-        if errors and on_error != "skip":
-            raise named(BatchError(errors, len(listed)), labels)
-        metadatas = [_own(listed[index].metadata, item) for index, item in zip(kept, items, strict=True)]
-        kept_ids, kept_labels = [given[index] for index in kept], [labels[index] for index in kept]
-        return self._add(items, metadatas, kept_ids, on_error, show_progress, kept_labels)
+        rows = self._rows([*given, *(document.id for document in listed)])
+
+        def read(index: int) -> tuple[Item, dict[str, Any]]:
+            document = listed[index]
+            row = self._own_row(document, rows)
+            item = self._item(document, row)
+            return item, _own(document.metadata, item, row)
+
+        return self._add(read, given, rows, on_error, show_progress, labels)
 
     def add_items(
         self,
@@ -117,10 +121,16 @@ class StoreWriter(StoreReader):
 
         Pictures in memory are kept in the index. Arguments, result and errors are those of `add_documents`.
         """
-        listed = to_items(items)
+        listed = listed_inputs(items)
         filled = same_length("metadatas", metadatas, len(listed), "item") or [None] * len(listed)
-        given = same_length("ids", ids, len(listed), "item")
-        return self._add(listed, [dict(one or {}) for one in filled], given, on_error, show_progress)
+        given = same_length("ids", ids, len(listed), "item") or [None] * len(listed)
+        return self._add(
+            lambda index: (to_item(listed[index]), filled[index] or {}),
+            given,
+            self._rows(given),
+            on_error,
+            show_progress,
+        )
 
     def add_images(
         self,
@@ -167,41 +177,55 @@ class StoreWriter(StoreReader):
         """Add all files under a folder as `add_files` does, and remove what has gone from the folder."""
         return self.index.add_folder(root, **kwargs)
 
+    async def aadd_texts(self, texts: Iterable[str], *args: Any, **kwargs: Any) -> list[str]:
+        """`add_texts` in a thread."""
+        return await in_thread("document", self.add_texts, texts, *args, **kwargs)
+
+    async def aadd_documents(self, documents: Iterable[Document], **kwargs: Any) -> list[str]:
+        """`add_documents` in a thread."""
+        return await in_thread("document", self.add_documents, documents, **kwargs)
+
     async def aadd_items(self, items: Iterable[Any], *args: Any, **kwargs: Any) -> list[str]:
         """`add_items` in a thread."""
-        return await run_in_executor(None, self.add_items, items, *args, **kwargs)
+        return await in_thread("document", self.add_items, items, *args, **kwargs)
 
     async def aadd_images(self, uris: Iterable[ImageSource], *args: Any, **kwargs: Any) -> list[str]:
         """`add_images` in a thread."""
-        return await run_in_executor(None, self.add_images, uris, *args, **kwargs)
+        return await in_thread("document", self.add_images, uris, *args, **kwargs)
 
     async def aadd_files(self, paths: Iterable[str | Path], **kwargs: Any) -> FolderReport:
         """`add_files` in a thread."""
-        return await run_in_executor(None, self.add_files, paths, **kwargs)
+        return await in_thread("document", self.add_files, paths, **kwargs)
 
     async def aadd_folder(self, root: str | Path, **kwargs: Any) -> FolderReport:
         """`add_folder` in a thread."""
-        return await run_in_executor(None, self.add_folder, root, **kwargs)
-
-    def _item(self, document: Document) -> Item:
-        """A picture row of this index that comes back (say, with other metadata) keeps its picture."""
-        stored = self._stored(document)
-        if stored is not None:
-            item = stored.item
-            return Item(document.page_content or None, item.image, item.images, item.video)
-        return document_item(document, self.image_keys)
+        return await in_thread("document", self.add_folder, root, **kwargs)
 
     def _add(
         self,
-        items: list[Item],
-        metadatas: list[dict[str, Any]],
-        ids: list[str | None] | None,
+        read: Callable[[int], tuple[Item, dict[str, Any]]],
+        ids: list[str | None],
+        rows: Mapping[str, Hit],
         on_error: OnError,
         show_progress: bool,
         labels: list[str] | None = None,
     ) -> list[str]:
-        if not items:
+        if not ids:
             return []
+        items: list[Item | ItemError] = []
+        metadatas: list[dict[str, Any]] = []
+        for index, name in enumerate(ids):
+            item: Item | ItemError
+            try:
+                _check_replaceable(rows.get(name or ""))
+                item, metadata = read(index)
+            except ItemError as error:
+                item, metadata = error.at(index, labels[index] if labels else name), {}
+            items.append(item)
+            metadatas.append(metadata)
+        errors = [one for one in items if isinstance(one, ItemError)]
+        if errors and on_error == "raise":
+            raise BatchError(errors, len(items))
         _check_metadatas(metadatas, labels)
         filled = fill_ids(ids, items, metadatas)
         try:
@@ -222,7 +246,21 @@ def _check_metadatas(metadatas: Sequence[dict[str, Any]], labels: Sequence[str] 
             raise InputError(f"{labels[index]}: {error}" if labels else str(error)) from None
 
 
-def _own(metadata: dict[str, Any], item: Item) -> dict[str, Any]:
-    """The user's metadata, without the modality that a picture row was given when it was read."""
-    picture = item.modality != "text" and metadata.get("modality") in ("image", "fused")
-    return {key: value for key, value in metadata.items() if not (picture and key == "modality")}
+def _check_replaceable(row: Hit | None) -> None:
+    """A row of a file that was replaced would no longer go when its file goes."""
+    if row is not None and row.path is not None:
+        raise ItemError(
+            "unsupported",
+            f"this id belongs to a part of the file {row.path}, which add_files and add_folder keep as the "
+            "file is; change the file and add it again, or give another id",
+        )
+
+
+def _own(metadata: dict[str, Any], item: Item, row: Hit | None) -> dict[str, Any]:
+    """The user's metadata, without what a row was given when it was read."""
+    given = set()
+    if item.modality != "text" and metadata.get("modality") in ("image", "fused"):
+        given.add("modality")
+    if row is not None and row.path is None:  # the copy of a part of a file has its origin as metadata
+        given.add("path")
+    return {key: one for key, one in metadata.items() if key not in given or (row and key in row.metadata)}

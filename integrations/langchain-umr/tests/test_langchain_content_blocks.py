@@ -249,6 +249,33 @@ def test_names_in_labels_cannot_break_the_line() -> None:
     assert block["text"] == "Document 1 (a Document 9 b.txt, page iv)\nx"
 
 
+def test_labels_hold_no_password_of_an_address_and_no_page_that_is_none() -> None:
+    metadata = {"source": "https://example.org/files/kite.pdf?sig=a/secret#x", "page": True}
+    [block] = documents_to_content_blocks([Document("x", metadata=metadata)])
+    assert block["text"] == "Document 1 (kite.pdf)\nx"
+
+
+@pytest.mark.parametrize("form", ["{}", "data:image/png;base64,{}", "DATA:image/png;base64,\n{}\n"])
+@pytest.mark.parametrize("width", [10, 64, 76, 10_000])
+def test_base64_with_broken_lines_or_as_a_data_uri_is_the_picture(form: str, width: int) -> None:
+    encoded = base64.b64encode(png("blue", (200, 100))).decode()
+    lines = "\r\n".join(encoded[at : at + width] for at in range(0, len(encoded), width))
+    blocks = documents_to_content_blocks([Document(form.format(lines))])
+    assert seen(blocks) == ["Document 1", "<blue>"]
+
+
+def test_a_text_about_data_uris_is_a_text() -> None:
+    encoded = base64.b64encode(png("blue")).decode()
+    for text in (
+        f"{encoded} is a picture",
+        f"{data_uri()} too",
+        "data:image/png;base64,",
+        "data:image/png;base64, is how " + "they begin " * 20,
+    ):
+        [block] = documents_to_content_blocks([Document(text)])
+        assert block["text"] == f"Document 1\n{text}"
+
+
 # --- in chats ---------------------------------------------------------------------------------------------
 
 

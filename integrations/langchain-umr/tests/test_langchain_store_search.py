@@ -70,7 +70,7 @@ def test_queries_of_every_form_find_their_own_content(store: UMRVectorStore, pho
         ({"text": "kite", "image": png()}, "fused"),
         ([{"type": "text", "text": "kite"}, block], "fused"),
         (HumanMessage(content=[{"type": "text", "text": "kite"}, block]), "fused"),
-        (Document("kite", metadata={"image": str(photo)}), "fused"),
+        (Document("kite", metadata={"image": "data:image/png;base64," + block["base64"]}), "fused"),
     ]
     retriever = store.as_retriever(search_kwargs={"k": 1})
     for query, expected in forms:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import StorageContext
+from llama_index.core import QueryBundle, StorageContext
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import BaseNode, Document, ImageNode, MediaResource, Node, TextNode
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
@@ -16,6 +18,7 @@ from llama_index.embeddings.gme import GMEEmbedding
 from llama_index.indices.umr import MultimodalIndex
 from llama_index.vector_stores.umr import UMRVectorStore
 from llama_nodes import png, save
+from PIL import Image
 
 from umr_plugins.errors import BatchError, FingerprintError, InputError
 from umr_plugins.testing import FakeEncoder
@@ -163,3 +166,69 @@ def test_a_dead_path_is_named_by_node_and_file(gme: GMEEmbedding, tmp_path: Path
     gone = str(tmp_path / "gone.png")
     with pytest.raises(BatchError, match=r"node x: .*gone\.png"):
         MultimodalIndex([ImageNode(id_="x", image_path=gone)], embed_model=gme)
+
+
+def test_base64_with_line_breaks_is_read(gme: GMEEmbedding) -> None:
+    broken = base64.encodebytes(png(1) * 3).decode()
+    assert "\n" in broken.strip()
+    node = ImageNode(image=broken)
+    assert gme.embed_nodes([node])[0].embedding == gme.get_image_embedding(png(1) * 3)
+
+
+def test_the_same_pixels_encoded_anew_are_one_picture(gme: GMEEmbedding, tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    anew = io.BytesIO()
+    Image.open(path).save(anew, "BMP")
+    gme.embed_nodes([ImageNode(image=base64.b64encode(anew.getvalue()).decode(), image_path=str(path))])
+
+
+@pytest.mark.parametrize("place", ["path", "data", "url"])
+def test_a_text_that_is_not_in_the_node_is_refused(gme: GMEEmbedding, tmp_path: Path, place: str) -> None:
+    (tmp_path / "t.txt").write_text("words")
+    values: dict[str, Any] = {
+        "path": tmp_path / "t.txt",
+        "data": b"words",
+        "url": "https://example.org/t.txt",
+    }
+    node = Node(
+        id_="x",
+        text_resource=MediaResource(**{place: values[place]}),
+        image_resource=MediaResource(path=save(tmp_path, 1)),
+    )
+    with pytest.raises(BatchError, match="node x: text_resource has no text"):
+        gme.embed_nodes([node])
+
+
+def test_an_empty_image_path_is_none(gme: GMEEmbedding) -> None:
+    query = QueryBundle("a", image_path="")
+    assert gme.get_query_bundle_embedding(query) == gme.get_query_embedding("a")
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_query_vector_that_can_not_be_compared_is_refused_over_any_store(
+    gme: GMEEmbedding, stock: bool, way: str
+) -> None:
+    storage = StorageContext.from_defaults() if stock else None
+    retriever = MultimodalIndex([TextNode(text="a")], embed_model=gme, storage_context=storage).as_retriever()
+
+    def ask(vector: list[float]) -> None:
+        query = QueryBundle("a", embedding=vector)
+        _ = retriever.retrieve(query) if way == "sync" else asyncio.run(retriever.aretrieve(query))
+
+    for vector in ([math.nan] * 8, [0.0] * 8):
+        with pytest.raises(InputError, match="zero or holds NaN"):
+            ask(vector)
+    with pytest.raises(FingerprintError, match="8 dimensions, these have 3"):
+        ask([1.0] * 3)
+    ask([1.0] * 8)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("option", ["node_ids", "doc_ids"])
+def test_a_search_within_nothing_finds_nothing(gme: GMEEmbedding, stock: bool, option: str) -> None:
+    storage = StorageContext.from_defaults() if stock else None
+    index = MultimodalIndex([TextNode(text="a")], embed_model=gme, storage_context=storage)
+    assert len(index.as_retriever(**{option: None}).retrieve("a")) == 1
+    assert index.as_retriever(**{option: []}).retrieve("a") == []
+    assert asyncio.run(index.as_retriever(**{option: []}).aretrieve("a")) == []

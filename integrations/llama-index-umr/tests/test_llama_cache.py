@@ -110,3 +110,10 @@ def test_the_cache_is_neither_dumped_nor_pickled(encoder: FakeEncoder) -> None:
     np.testing.assert_array_equal(again.get_text_embedding("a"), gme.get_text_embedding("a"))
     assert again.model_copy()._vectors is None
     assert gme.model_copy()._vectors is cache
+
+
+def test_another_instruction_is_another_key(encoder: FakeEncoder) -> None:
+    cached = GMEEmbedding(encoder=encoder, embeddings_cache=SimpleKVStore()).encoder
+    for instruction in (None, "one", "two", "one"):
+        cached.encode_documents(["a"], instruction)
+    assert documents(encoder) == 3

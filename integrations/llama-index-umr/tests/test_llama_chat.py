@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import QueryBundle, Settings
+from llama_index.core import PromptTemplate, QueryBundle, Settings, StorageContext
 from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ImageBlock, MessageRole, TextBlock
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.chat_engine import CondenseQuestionChatEngine, SimpleChatEngine
@@ -22,18 +22,20 @@ from llama_index.core.chat_engine.types import (
 )
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.mock import MockLLMWithChatMemoryOfLastCall, MockLLMWithNonyieldingChatStream
-from llama_index.core.memory import BaseMemory, ChatMemoryBuffer, Memory
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.postprocessor import SimilarityPostprocessor
-from llama_index.core.schema import NodeWithScore
+from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
+from llama_index.embeddings.gme import GMEEmbedding
 from llama_index.indices.umr import MultimodalChatEngine, MultimodalIndex
+from llama_index.indices.umr.memory import PictureMemory, newest, tokens_of
 from llama_index.postprocessor.mllm_rerank import MLLMRerank
-from llama_nodes import png
+from llama_nodes import png, save
+from llama_stores import FlatStore
 from llama_talk import Scripted, asked, index_of, materials, seen
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
+from PIL import Image
 
 from umr_plugins.errors import InputError, ItemError
-from umr_plugins.testing import FakeReranker
+from umr_plugins.testing import FakeEncoder, FakeReranker
 
 WAYS = ["chat", "achat", "stream_chat", "astream_chat"]
 EVERY_WAY = pytest.mark.parametrize("way", WAYS)
@@ -98,7 +100,8 @@ async def test_every_kind_of_picture_reaches_the_llm(
     assert text.strip() == "the answer"
     [[_, user]] = llm.calls
     blocks = seen(user)
-    for words in ("a caption", "boat and more", "words of the page"):
+    page = f"{tmp_path / 'report.pdf'}, page 1\n\nwords of the page"
+    for words in ("a caption", "boat and more", page):
         assert blocks[blocks.index(words) + 1].startswith("<"), words
     assert blocks[-3:] == ["Question", "boat", "<30x20>"]
     assert len(response.source_nodes) == 4
@@ -181,7 +184,8 @@ async def test_bad_messages_are_refused_and_nothing_is_remembered(
         ("", {}, "message is empty"),
         (" \n", {}, "message is empty"),
         (QueryBundle(""), {}, "message is empty"),
-        (index._embed_model.as_query(image=png(1)), {}, "vector only"),
+        (QueryBundle("", embedding=[1.0] * 64), {}, "no LLM can see a vector"),
+        (QueryBundle(None), {}, "query_str of a message is a text"),  # type: ignore[arg-type]
         (ChatMessage(blocks=[]), {}, "message is empty"),
         (ChatMessage(role="assistant", content="hi"), {}, "role 'assistant'"),
         (ChatMessage(blocks=[ImageBlock()]), {}, "no image, path or url"),
@@ -196,6 +200,31 @@ async def test_bad_messages_are_refused_and_nothing_is_remembered(
             await talk(engine, way, message, **options)
     assert engine.chat_history == []
     assert llm.calls == []
+
+
+@EVERY_WAY
+async def test_a_query_of_as_query_keeps_its_picture(
+    index: MultimodalIndex, tmp_path: Path, way: str
+) -> None:
+    llm = Scripted("yes", "yes", "yes")
+    engine = index.as_chat_engine(llm=llm, condense=False)
+    held = asked(tmp_path).read_bytes()
+    for given in (held, Image.open(io.BytesIO(held))):
+        await talk(engine, way, index._embed_model.as_query("boat", given))
+        assert seen(llm.calls[-1][-1])[-3:] == ["Question", "boat", "<30x20>"]
+    await talk(engine, way, QueryBundle("", custom_embedding_strs=["red", "boat"]))
+    assert seen(llm.calls[-1][-1])[-2:] == ["Question", "red\nboat"]
+
+
+@EVERY_WAY
+async def test_documents_that_can_not_be_shown_are_not_nothing(tmp_path: Path, way: str) -> None:
+    storage = StorageContext.from_defaults(vector_store=FlatStore(rows={}))
+    gme = GMEEmbedding(encoder=FakeEncoder(dim=64))
+    bare = [ImageNode(image_path=str(save(tmp_path, 1)))]
+    llm = Scripted("well")
+    engine = MultimodalIndex(bare, embed_model=gme, storage_context=storage).as_chat_engine(llm=llm)
+    await talk(engine, way, "boat")
+    assert seen(llm.calls[0][-1])[0].startswith("Documents were found (1), but none can be shown")
 
 
 @EVERY_WAY
@@ -261,14 +290,10 @@ async def test_some_messages_are_searched_for_as_they_are(
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("kind", ["buffer", "database"])
-async def test_llama_indexs_own_memories_hold_the_conversation(
-    index: MultimodalIndex, tmp_path: Path, way: str, kind: str
+async def test_llama_indexs_own_memory_holds_the_conversation(
+    index: MultimodalIndex, tmp_path: Path, way: str
 ) -> None:
-    memory: BaseMemory = ChatMemoryBuffer.from_defaults()
-    if kind == "database":
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/chat.db", poolclass=NullPool)
-        memory = Memory.from_defaults(async_engine=engine)
+    memory = ChatMemoryBuffer.from_defaults()
     chat = index.as_chat_engine(llm=Scripted("one", "two"), memory=memory, condense=False)
     await talk(chat, way, "first", image=asked(tmp_path))
     await talk(chat, way, "second")
@@ -297,6 +322,62 @@ def test_the_default_memory_leaves_out_old_turns_and_counts_pictures(
     assert 5 < pictures <= window // 256
     assert sent[0].role == MessageRole.USER
     assert seen(sent[-1]) == ["answer"]
+
+
+@EVERY_WAY
+async def test_documents_come_before_old_turns_and_nothing_outgrows_the_context(way: str) -> None:
+    index = index_of([TextNode(text=f"page {number} " + "gear " * 600) for number in range(4)])
+    llm = Scripted(*["answer " * 40] * 40)
+    told = llm.metadata
+    given = ChatMemoryBuffer.from_defaults(token_limit=3000)
+    for memory, condense in ((None, False), (given, True)):
+        engine = index.as_chat_engine(llm=llm, similarity_top_k=4, memory=memory, condense=condense)
+        for _ in range(9):
+            await talk(engine, way, "question word " * 40)
+        assert len(llm.calls[-1]) > 4
+    for sent in llm.calls:
+        used = sum(tokens_of(message.blocks) for message in sent)
+        assert used <= told.context_window - told.num_output
+        if "Document 1" in seen(sent[-1]):
+            assert "Document 4" in seen(sent[-1])
+        assert [each.role.value for each in sent if each.role != "system"][0::2].count("assistant") == 0
+
+
+def test_the_newest_messages_are_kept_from_one_of_the_users_on() -> None:
+    def said(role: str, count: int) -> ChatMessage:
+        return ChatMessage(role=role, content="gear " * count)
+
+    first = said("system", 5)
+    turns = [said("user", 10), said("assistant", 20), said("user", 10), said("assistant", 20)]
+    last = tokens_of(turns[2].blocks) + tokens_of(turns[3].blocks)
+    assert newest(turns, 2 * last) == turns
+    assert newest(turns, 2 * last - 1) == turns[2:]
+    assert newest(turns, last) == turns[2:]
+    assert newest(turns, last - 1) == []
+    assert newest(turns[1:], 2 * last) == turns[1:]  # as it was given, where all of it fits
+    assert newest([first, *turns], last + tokens_of(first.blocks)) == [first, *turns[2:]]
+    assert newest([first, *turns], 0) == [first]
+    assert newest([], 10) == []
+
+
+def test_every_message_of_a_long_conversation_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = PictureMemory.from_defaults(
+        [ChatMessage(role=role, content=f"{n} gears") for n in range(300) for role in ("user", "assistant")],
+        token_limit=100,
+    )
+    counted: list[Any] = []
+
+    def count(blocks: list[Any]) -> int:
+        counted.append(blocks)
+        return 5
+
+    monkeypatch.setattr("llama_index.indices.umr.memory.tokens_of", count)
+    assert [each.content for each in memory.get()] == [
+        f"{n} gears" for n in range(290, 300) for _ in range(2)
+    ]
+    assert len(counted) == 21
+    assert len(memory.get(initial_token_count=95)) == 0
+    assert len(memory.get(initial_token_count=200)) == 0
 
 
 @EVERY_WAY
@@ -378,6 +459,29 @@ async def test_a_turn_is_kept_whole_though_it_is_cancelled_while_it_is_written(
     assert [said for _, said in history(engine)] == [["first"], ["said"]]
 
 
+async def test_an_answer_of_nothing_in_a_coroutine_is_a_turn_too(index: MultimodalIndex) -> None:
+    engine = index.as_chat_engine(llm=Scripted(""))
+    text, _ = await talk(engine, "astream_chat", "well?")
+    assert text == ""
+    assert history(engine) == [("user", ["well?"]), ("assistant", [""])]
+
+
+async def test_an_llm_that_fails_unheard_leaves_one_warning(
+    index: MultimodalIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = index.as_chat_engine(llm=Scripted("half of an answer", ConnectionError("the LLM is away")))
+    with caplog.at_level(logging.WARNING):
+        response = await engine.astream_chat("well?")
+        task = response.awrite_response_to_history_task
+        assert task is not None
+        await asyncio.wait([task])
+    assert task.exception() is None  # or the loop would report it when the task is forgotten
+    assert [record.getMessage() for record in caplog.records] == [
+        "the answer broke off and its turn is not kept: the LLM is away"
+    ]
+    assert engine.chat_history == []
+
+
 def test_an_answer_of_nothing_is_a_turn_too(index: MultimodalIndex) -> None:
     engine = index.as_chat_engine(llm=MockLLMWithNonyieldingChatStream(is_chat_model=True))
     response = engine.stream_chat("well?")
@@ -445,6 +549,20 @@ def test_the_other_modes_are_llama_indexs_own(index: MultimodalIndex, tmp_path: 
     response = asking.chat("red boat")
     assert (str(response), len(response.source_nodes)) == ("the answer", 4)
     assert sum(block.startswith("<") for block in seen(llm.calls[0][-1])) == 3
+    told = {"extractive": True, "similarity_top_k": 1, "memory": ChatMemoryBuffer.from_defaults()}
+    passages = index.as_chat_engine("condense_question", llm=Scripted(), **told)
+    assert str(passages.chat("place: Delft\n\na red boat")) == "[1]\na red boat"
+
+
+def test_a_prompt_for_follow_ups_may_be_a_template_without_variables(index: MultimodalIndex) -> None:
+    llm = Scripted("one", "search", "two")
+    engine = index.as_chat_engine(llm=llm, condense_prompt=PromptTemplate("Say it in Dutch."))
+    engine.chat("first")
+    engine.chat("second")
+    assert seen(llm.calls[1][-1]) == ["Say it in Dutch.", "second"]
+    for prompt in (PromptTemplate("x {question}"), 7):
+        with pytest.raises(InputError, match="condense_prompt is a text or a template without variables"):
+            index.as_chat_engine(llm=llm, condense_prompt=prompt)
 
 
 def test_modes_and_options_that_there_are_not_are_refused(index: MultimodalIndex) -> None:

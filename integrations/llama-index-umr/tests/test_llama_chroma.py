@@ -242,3 +242,40 @@ def test_filters_and_a_stock_retriever_work_on_what_the_index_wrote(
         assert stock.retrieve(query)[0].node_id == kind.name
     query = VectorStoreQuery(query_embedding=gme.get_query_embedding("a text"), similarity_top_k=1)
     assert store.query(query).ids == ["text"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        TextNode(id_="a", text="new", embedding=[1.0, 2.0]),
+        TextNode(id_="a", text="new", metadata={"chroma:document": "x"}),
+        TextNode(id_="a", text="new", metadata={"": "x"}),
+        TextNode(id_="a", text="new", metadata={"k": "x\ud800"}),
+        TextNode(id_="a", text="new", metadata={"x\ud800": "k"}),
+        TextNode(id_="a", text="new", metadata={"k": 2**70}),
+        TextNode(id_="a", text="new\ud800"),
+    ],
+    ids=["vector", "chroma's key", "empty key", "surrogate", "surrogate key", "long number", "text"],
+)
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_refused_replacement_costs_nothing(
+    gme: GMEEmbedding, tmp_path: Path, bad: TextNode, way: str
+) -> None:
+    index = MultimodalIndex.from_vector_store(chroma(gme, tmp_path), embed_model=gme)
+    index.insert_nodes([TextNode(id_="a", text="old")])
+    with pytest.raises(BatchError, match="node a: "):
+        _ = index.insert_nodes([bad]) if way == "sync" else asyncio.run(index.ainsert_nodes([bad]))
+    assert [hit.node.get_content() for hit in index.as_retriever().retrieve("old")] == ["old"]
+
+
+@pytest.mark.parametrize("space", ["cosine", "l2", "ip"])
+def test_a_long_vector_is_refused_where_length_counts(gme: GMEEmbedding, tmp_path: Path, space: str) -> None:
+    index = MultimodalIndex.from_vector_store(chroma(gme, tmp_path, space), embed_model=gme)
+    vector = gme.get_text_embedding("far")
+    index.insert_nodes([TextNode(text="one", embedding=vector)])
+    node = TextNode(id_="x", text="far", embedding=[value * 9 for value in vector])
+    if space == "cosine":
+        index.insert_nodes([node])
+    else:
+        with pytest.raises(BatchError, match=f"node x: .*length 9, .*{space}"):
+            index.insert_nodes([node])

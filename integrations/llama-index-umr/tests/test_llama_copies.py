@@ -116,6 +116,21 @@ def test_a_store_in_memory_does_not_lose_its_rows_in_silence(gme: GMEEmbedding, 
             COPIES[way](MultimodalIndex.from_vector_store(store, embed_model=gme).as_retriever())
 
 
+def test_a_store_under_a_relative_path_is_found_from_another_folder(
+    gme: GMEEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = UMRVectorStore(gme, path="db")
+    store.add(gme.embed_nodes([TextNode(id_="x", text="a")]))
+    dump = pickle.dumps(store)
+    store.close()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = pickle.loads(dump)
+    assert [node.node_id for node in again.get_nodes()] == ["x"]
+    again.close()
+
+
 @pytest.mark.parametrize("way", ["pickle", "deepcopy"])
 def test_a_copy_of_a_retriever_finds_the_same(gme: GMEEmbedding, tmp_path: Path, way: str) -> None:
     given = kinds(tmp_path)

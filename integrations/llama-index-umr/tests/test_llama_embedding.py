@@ -172,13 +172,18 @@ def test_a_query_does_not_wait_for_the_documents_before_it() -> None:
     asyncio.run(main())
 
 
-def test_as_query_sets_the_vector_and_keeps_a_path(gme: GMEEmbedding, photo: Path) -> None:
+def test_as_query_sets_the_vector_and_keeps_the_picture(gme: GMEEmbedding, photo: Path) -> None:
     query = gme.as_query("cat", photo)
     assert query.query_str == "cat"
     assert query.image_path == str(photo)
     assert query.embedding == gme.get_query_bundle_embedding(QueryBundle("cat", str(photo)))
-    assert gme.as_query(image=photo.read_bytes()).image_path is None
-    assert gme.as_query(image=photo.read_bytes()).embedding == vector(FakeEncoder(), Item(image=photo))
+    held = photo.read_bytes()
+    uri = f"data:image/png;base64,{base64.b64encode(held).decode()}"
+    opened = Image.open(photo)
+    for given, kept in ((held, held), (io.BytesIO(held), held), (uri, uri), (opened, opened)):
+        query = gme.as_query(image=given)  # type: ignore[arg-type]  # as LlamaIndex's users pass it
+        assert query.image_path == kept
+        assert query.embedding == vector(FakeEncoder(), Item(image=kept))
 
 
 def test_several_query_strings_give_a_unit_mean(gme: GMEEmbedding) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core import QueryBundle, Settings
+from llama_index.core import PromptTemplate, QueryBundle, Settings, StorageContext
 from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.base.response.schema import AsyncStreamingResponse, Response, StreamingResponse
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
@@ -18,16 +21,19 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import TreeSummarize
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, TextNode
-from llama_index.embeddings.gme import PageNode
+from llama_index.embeddings.gme import GMEEmbedding, PageNode
 from llama_index.indices.umr import MultimodalIndex, MultimodalQueryEngine
 from llama_index.indices.umr.llms import chosen_llm
+from llama_index.indices.umr.memory import tokens_of
 from llama_index.indices.umr.passages import passages
 from llama_index.postprocessor.mllm_rerank import MLLMRerank
-from llama_nodes import png
+from llama_nodes import png, save
+from llama_stores import FlatStore
 from llama_talk import Scripted, asked, index_of, materials, seen
+from PIL import Image
 
 from umr_plugins.errors import InputError, ItemError
-from umr_plugins.testing import FakeReranker
+from umr_plugins.testing import FakeEncoder, FakeReranker
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ async def test_the_llm_sees_every_text_every_picture_and_the_users_own(
         "text": ["place: Delft\n\na red boat"],
         "captioned": ["a caption", "<8x6>"],
         "fused": ["boat and more", "<8x6>"],
-        "page": ["words of the page", _page(tmp_path)],
+        "page": [f"{tmp_path / 'report.pdf'}, page 1\n\nwords of the page", _page(tmp_path)],
     }
     expected: list[str] = []
     for number, each in enumerate(response.source_nodes, 1):
@@ -72,11 +78,11 @@ async def test_the_llm_sees_every_text_every_picture_and_the_users_own(
     assert response.metadata["text"] == {"place": "Delft"}
 
 
-def _page(folder: Path) -> str:
+def _page(folder: Path, name: str = "report.pdf") -> str:
     from umr_plugins.media.images import load_image
     from umr_plugins.types import PageImage
 
-    page = load_image(PageImage(folder / "report.pdf", 1))
+    page = load_image(PageImage(folder / name, 1))
     page.thumbnail((1568, 1568))
     return f"<{page.width}x{page.height}>"
 
@@ -85,7 +91,7 @@ def _page(folder: Path) -> str:
 async def test_a_string_and_a_query_of_as_query_are_questions(
     index: MultimodalIndex, tmp_path: Path, way: str
 ) -> None:
-    llm = Scripted("one", "two", "three")
+    llm = Scripted(*"123456")
     engine = index.as_query_engine(llm, similarity_top_k=1)
     assert [each.node_id for each in (await ask(engine, "words of the page", way)).source_nodes] != []
     assert seen(llm.calls[0][-1])[-2:] == ["Question", "words of the page"]
@@ -96,6 +102,16 @@ async def test_a_string_and_a_query_of_as_query_are_questions(
     picture: Any = QueryBundle("", image_path=png(2))  # type: ignore[arg-type]  # any picture will do
     await ask(engine, picture, way)
     assert seen(llm.calls[2][-1])[-2:] == ["Question", "<8x6>"]
+    held = asked(tmp_path).read_bytes()
+    for number, given in enumerate((held, Image.open(io.BytesIO(held))), 3):
+        judge = FakeReranker()
+        rerank = MLLMRerank(reranker=judge)
+        engine = index.as_query_engine(llm, similarity_top_k=1, node_postprocessors=[rerank])
+        await ask(engine, gme.as_query("boat and more", given), way)
+        assert seen(llm.calls[number][-1])[-3:] == ["Question", "boat and more", "<30x20>"]
+        assert judge.calls[0][0].image == given
+    await ask(engine, QueryBundle("", custom_embedding_strs=["a red", "boat"]), way)
+    assert seen(llm.calls[5][-1])[-2:] == ["Question", "a red\nboat"]
 
 
 @WAYS
@@ -104,10 +120,12 @@ async def test_a_question_of_nothing_is_refused_before_anything_runs(
 ) -> None:
     llm = Scripted()
     engine = index.as_query_engine(llm)
-    vector_only = index._embed_model.as_query(image=png(1))
+    vector_only = QueryBundle("", embedding=index._embed_model.as_query(image=png(1)).embedding)
     for query in ("", " \n", QueryBundle(" "), vector_only):
         with pytest.raises(InputError, match="there is no question"):
             await ask(engine, query, way)
+    with pytest.raises(InputError, match="query_str is a text, got None"):
+        await ask(engine, QueryBundle(None), way)  # type: ignore[arg-type]
     with pytest.raises((ItemError, ValueError), match=r"gone\.png"):
         await ask(engine, QueryBundle("red", image_path=str(tmp_path / "gone.png")), way)
     assert llm.calls == []
@@ -120,6 +138,65 @@ async def test_nothing_found_asks_no_llm(index: MultimodalIndex, way: str) -> No
         engine = index.as_query_engine(node_postprocessors=none, **options)
         response = await ask(engine, "nothing like it", way)
         assert (str(response), response.source_nodes) == ("Empty Response", [])
+
+
+@WAYS
+async def test_documents_that_can_not_be_shown_are_not_nothing(tmp_path: Path, way: str) -> None:
+    storage = StorageContext.from_defaults(vector_store=FlatStore(rows={}))
+    gme = GMEEmbedding(encoder=FakeEncoder(dim=64))
+    pictures = [ImageNode(image_path=str(save(tmp_path, number))) for number in (1, 2)]
+    index = MultimodalIndex(pictures, embed_model=gme, storage_context=storage)
+    response = await ask(index.as_query_engine(Scripted()), "boat", way)
+    assert str(response).startswith("Documents were found (2), but none can be shown: they have no text")
+    assert response.source_nodes == []
+
+
+@WAYS
+async def test_pictures_without_text_come_with_what_is_known_of_them(tmp_path: Path, way: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (80, 100), "blue").save(folder / "scan.pdf")
+    save(folder, 3)
+    gme = GMEEmbedding(encoder=FakeEncoder(dim=64))
+    index = MultimodalIndex.from_folder(folder, embed_model=gme)
+    hidden = ImageNode(image=base64.b64encode(png(5)).decode(), metadata={"title": "Figure 5", "secret": 1})
+    hidden.excluded_llm_metadata_keys = ["secret"]
+    index.insert_nodes([hidden, PageNode(page_path=str(folder / "scan.pdf"), page=1)])
+    llm = Scripted("x")
+    await ask(index.as_query_engine(llm, similarity_top_k=9), "gears", way)
+    blocks = seen(llm.calls[0][-1])
+    page = _page(folder, "scan.pdf")
+    shown = sorted((blocks[at + 1], blocks[at + 2]) for at, each in enumerate(blocks) if each[:4] == "Docu")
+    assert shown == sorted(
+        [
+            (f"path: {folder / '3.png'}", "<8x6>"),
+            (f"path: {folder / 'scan.pdf'}\npage: 1", page),
+            ("title: Figure 5", "<8x6>"),
+            (f"{folder / 'scan.pdf'}, page 1", page),
+        ]
+    )
+
+
+@WAYS
+async def test_documents_beyond_the_context_are_left_out_and_the_llm_is_told(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = index_of([TextNode(text=f"page {number} " + "gear " * 1500) for number in range(4)])
+    llm = Scripted("a", "b")
+    engine = index.as_query_engine(llm, similarity_top_k=4)
+    with caplog.at_level(logging.WARNING):
+        response = await ask(engine, "gear", way)
+    assert len(response.source_nodes) == 2
+    sent = llm.calls[0]
+    blocks = seen(sent[-1])
+    assert blocks[-3:] == ["2 further documents were found and had no room here.", "Question", "gear"]
+    assert "2 of 4 documents are left out" in caplog.text
+    told = llm.metadata
+    used = sum(tokens_of(message.blocks) for message in sent)
+    assert used <= told.context_window - told.num_output
+    long = index_of([TextNode(text="gear " * 5000), TextNode(text="gear and more")])
+    response = await ask(long.as_query_engine(llm, similarity_top_k=2), "gear " * 5000, way)
+    assert len(response.source_nodes) == 1  # the best one in any case
 
 
 @WAYS
@@ -319,6 +396,8 @@ def test_names_and_strangers_as_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(InputError, match="llm is a int"):
         chosen_llm(7)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"the name 'gpt-4'; LlamaIndex knows 'default' and 'local:PATH'"):
+        chosen_llm("gpt-4")
 
 
 def test_an_llm_that_does_not_chat_is_refused(index: MultimodalIndex) -> None:
@@ -339,6 +418,50 @@ def test_options_of_llama_indexs_own_engine_make_that_one(index: MultimodalIndex
         assert type(engine) is RetrieverQueryEngine
         assert engine.retriever.similarity_top_k == 3
         assert len(engine.query("red boat").source_nodes) == 3
+
+
+def _pictures(llm: Scripted) -> int:
+    return sum(isinstance(part, ImageBlock) for call in llm.calls for each in call for part in each.blocks)
+
+
+def test_llama_indexs_own_engine_shows_pictures_of_our_store_only_unless_it_is_asked_to(
+    index: MultimodalIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    llm = Scripted(*"xxxxx")
+    index.as_query_engine(llm, similarity_top_k=9, response_mode="compact").query("red boat")
+    assert _pictures(llm) > 0
+    llm = Scripted(*"xxxxx")
+    index.as_query_engine(llm, similarity_top_k=9, use_async=True, multimodal=False).query("red boat")
+    assert _pictures(llm) == 0
+    storage = StorageContext.from_defaults(vector_store=FlatStore(rows={}))
+    other = MultimodalIndex(materials(tmp_path), embed_model=index._embed_model, storage_context=storage)
+    assert caplog.text == ""
+    for options, shown, said in (({}, False, 1), ({"multimodal": True}, True, 0)):
+        caplog.clear()
+        llm = Scripted(*"xxxxx")
+        other.as_query_engine(llm, similarity_top_k=9, response_mode="compact", **options).query("red boat")
+        assert (_pictures(llm) > 0) == shown
+        assert caplog.text.count("shows no pictures here; multimodal=True") == said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_pictures": "8"}, "max_pictures must be a whole number of at least 0, got '8'"),
+        ({"max_pictures": 1.5}, "max_pictures .* got 1.5"),
+        ({"max_side": 100.5}, "max_side .* got 100.5"),
+        ({"passage_length": 10.5}, "passage_length .* got 10.5"),
+        ({"prompt": PromptTemplate("x")}, "prompt is a text"),
+        ({"node_postprocessors": ["x"]}, "list of node postprocessors"),
+        ({"node_postprocessors": SimilarityPostprocessor()}, "list of node postprocessors"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused_at_once(
+    index: MultimodalIndex, options: dict[str, Any], words: str
+) -> None:
+    for make in (index.as_query_engine, index.as_chat_engine):
+        with pytest.raises(InputError, match=words):
+            make(llm=Scripted(), **options)
 
 
 def test_options_that_nothing_knows_or_that_do_not_go_together_are_refused(index: MultimodalIndex) -> None:

@@ -233,6 +233,15 @@ def test_text_picture_and_instruction_make_one_query(judge: FakeReranker, tmp_pa
     ]
 
 
+def test_the_query_of_as_query_is_judged_with_its_picture(rerank: MLLMRerank, judge: FakeReranker) -> None:
+    query = GMEEmbedding(encoder=FakeEncoder()).as_query("red", png(1))
+    rerank.postprocess_nodes(scored(texts("a")), query_bundle=query)
+    rerank.postprocess_nodes(
+        scored(texts("a")), query_bundle=QueryBundle("", custom_embedding_strs=["one", "two"])
+    )
+    assert [(asked.text, asked.image) for asked, _ in judge.calls] == [("red", png(1)), ("one\ntwo", None)]
+
+
 def test_a_picture_finds_its_like(rerank: MLLMRerank, tmp_path: Path) -> None:
     nodes: list[BaseNode] = [*texts("a"), ImageNode(id_="same", image_path=str(save(tmp_path, 2)))]
     query = GMEEmbedding(encoder=FakeEncoder()).as_query(image=save(tmp_path, 2))
@@ -245,8 +254,8 @@ def test_no_query_is_refused(rerank: MLLMRerank, nodes: list[NodeWithScore]) -> 
         rerank.postprocess_nodes(nodes)
     with pytest.raises(InputError, match="empty"):
         rerank.postprocess_nodes(nodes, query_str=" \n")
-    vector_only = GMEEmbedding(encoder=FakeEncoder()).as_query(image=png(1))
-    with pytest.raises(InputError, match="vector only"):
+    vector_only = QueryBundle("", embedding=[1.0])
+    with pytest.raises(InputError, match="vector alone"):
         rerank.postprocess_nodes(nodes, query_bundle=vector_only)
 
 

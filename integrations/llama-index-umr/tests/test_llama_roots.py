@@ -27,16 +27,19 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.embeddings.gme import GMEEmbedding, PageNode
-from llama_index.embeddings.gme.roots import allowed_item, allowed_picture, vouch
+from llama_index.embeddings.gme.roots import allowed_item, allowed_picture, vouch, vouched
 from llama_index.indices.umr import MultimodalChatEngine, MultimodalIndex, MultimodalQueryEngine
 from llama_index.postprocessor.mllm_rerank import JudgedNode, MLLMRerank, RetrieveRerankAnswer
+from llama_index.vector_stores.umr import UMRVectorStore
 from llama_nodes import kinds, png, save
+from llama_stores import FlatStore
 from PIL import Image
 
 from umr_plugins.errors import InputError, ItemError
 from umr_plugins.testing import FakeEncoder, FakeReranker
-from umr_plugins.types import PageImage
+from umr_plugins.types import Item, PageImage
 
 
 def gme() -> GMEEmbedding:
@@ -187,6 +190,44 @@ def test_a_vector_that_was_given_vouches_for_nothing(tmp_path: Path) -> None:
     gme().embed_nodes([node])
     with pytest.raises(ItemError, match="may not be opened"):
         allowed_picture(node)
+
+
+def test_our_store_vouches_for_no_file_that_it_was_not_vouched_for(tmp_path: Path) -> None:
+    store = UMRVectorStore(gme(), path=tmp_path / "db")
+    given = named(save(tmp_path, 1))
+    for number, node in enumerate(given):
+        node.embedding = [1.0 + number] * 64
+    embedded = named(tmp_path / "1.png")[:1]
+    embedded[0].id_ = "embedded"  # type: ignore[attr-defined]
+    inside = ImageNode(id_="inside", image=base64.b64encode(png(3)).decode(), embedding=[1.0] * 64)
+    store.add([*given, *gme().embed_nodes(embedded), inside])
+    store.index.add([Item(image=tmp_path / "1.png")], ids=["core"])
+    store.close()
+    again = UMRVectorStore(gme(), path=tmp_path / "db")
+    nodes = {node.node_id: node for node in again.get_nodes()}
+    opened = {"embedded", "inside", "core"}
+    assert {name for name, node in nodes.items() if vouched(node)} == opened
+    for node in given:
+        with pytest.raises(ItemError, match="may not be opened"):
+            allowed_picture(nodes[node.node_id])
+    copied = UMRVectorStore(gme())
+    for node in nodes.values():
+        node.embedding = [1.0] * 64
+    copied.add([*nodes.values()])  # from store to store, what is vouched for stays so, and no more
+    assert {node.node_id for node in copied.get_nodes() if vouched(node)} == opened
+
+
+def test_what_another_store_gave_back_is_not_vouched_for_in_ours(tmp_path: Path) -> None:
+    foreign = FlatStore(rows={})
+    path = str(save(tmp_path, 1))
+    foreign.add([ImageNode(id_="theirs", text="red boat", image_path=path, embedding=[1.0] * 64)])
+    [node] = foreign.query(VectorStoreQuery(query_embedding=[1.0] * 64)).nodes or []
+    node.embedding = [1.0] * 64
+    index = MultimodalIndex([node], embed_model=gme())
+    llm = MockLLMWithChatMemoryOfLastCall(is_chat_model=True)
+    index.as_query_engine(llm).query("red boat")
+    assert llm.last_chat_messages is not None
+    assert not any(isinstance(block, ImageBlock) for block in llm.last_chat_messages[-1].blocks)
 
 
 # --- rerankers and engines over a store that anyone may have written to -------------------------------------

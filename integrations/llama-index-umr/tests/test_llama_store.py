@@ -15,8 +15,10 @@ from llama_index.core.schema import (
     ImageNode,
     IndexNode,
     MediaResource,
+    MetadataMode,
     Node,
     NodeRelationship,
+    RelatedNodeInfo,
     TextNode,
 )
 from llama_index.core.vector_stores.types import (
@@ -131,6 +133,19 @@ def test_what_is_added_to_metadata_is_not_embedded_again(gme: GMEEmbedding, stor
     assert gme.embed_nodes([back])[0].embedding == embedded.embedding
 
 
+def test_a_node_that_comes_back_changed_says_its_new_modality(
+    gme: GMEEmbedding, store: UMRVectorStore
+) -> None:
+    image = base64.b64encode(png(1)).decode()
+    store.add(gme.embed_nodes([ImageNode(id_="x", text="said", image=image)]))
+    [back] = store.get_nodes()
+    assert back.metadata == {"modality": "fused"}
+    back.text, back.embedding = "", None  # type: ignore[attr-defined]
+    store.add(gme.embed_nodes([back]))
+    only = MetadataFilters(filters=[condition("modality", "==", "image")])
+    assert [node.metadata for node in store.get_nodes(filters=only)] == [{"modality": "image"}]
+
+
 def test_own_metadata_wins(gme: GMEEmbedding, store: UMRVectorStore) -> None:
     store.add(
         gme.embed_nodes([ImageNode(image=base64.b64encode(png(1)).decode(), metadata={"modality": "x"})])
@@ -153,6 +168,43 @@ def test_subclasses_come_back_as_the_class_that_is_known(gme: GMEEmbedding, stor
 
     store.add(gme.embed_nodes([Mine(text="a")]))
     assert type(store.get_nodes()[0]) is TextNode
+
+
+def test_what_a_row_could_not_hold_is_refused_by_name(gme: GMEEmbedding, store: UMRVectorStore) -> None:
+    class Mine(TextNode):
+        extra: str = "x"
+
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="book")}
+    for node, words in (
+        (Mine(id_="n", text="a"), r"node n: it would come back as a TextNode without .*\(extra\)"),
+        (IndexNode(id_="n", text="a", index_id="i", obj=object()), "node n: it can't be written as JSON"),
+        (TextNode(id_="n", text="a", metadata={"ref_doc_id": "book"}), "node n.*: .*ref_doc_id='book'"),
+        (
+            TextNode(id_="n", text="a", metadata={"ref_doc_id": "other"}, relationships=source),
+            "node n.*: .*ref_doc_id='other'",
+        ),
+    ):
+        with pytest.raises(BatchError, match=words):
+            store.add(gme.embed_nodes([node]))
+    assert store.get_nodes() == []
+    store.add(gme.embed_nodes([TextNode(text="a", metadata={"ref_doc_id": "book"}, relationships=source)]))
+    store.delete("book")
+    assert store.get_nodes() == []
+
+
+def test_what_is_added_is_not_shown_to_llms_but_for_the_place(
+    gme: GMEEmbedding, store: UMRVectorStore, tmp_path: Path
+) -> None:
+    store.index.add_files([save(tmp_path, 1)])
+    [back] = store.get_nodes()
+    assert back.metadata == {"path": str(tmp_path / "1.png"), "modality": "image"}
+    assert back.get_metadata_str(MetadataMode.LLM) == f"path: {tmp_path / '1.png'}"
+
+
+def test_a_document_is_its_own_document_to_filters(gme: GMEEmbedding, store: UMRVectorStore) -> None:
+    store.add(gme.embed_nodes([Document(text="a", id_="doc"), TextNode(text="b", id_="node")]))
+    asked = MetadataFilters(filters=[MetadataFilter(key="ref_doc_id", value="doc")])
+    assert [node.node_id for node in store.get_nodes(filters=asked)] == ["doc"]
 
 
 def test_scores_are_cosine_similarities(store: UMRVectorStore) -> None:
@@ -217,6 +269,25 @@ FILTERS: dict[str, tuple[MetadataFilters, set[str]]] = {
         ),
         {"b"},
     ),
+    "in nothing": (MetadataFilters(filters=[condition("lang", "in", [])]), set()),
+    "any of nothing": (MetadataFilters(filters=[condition("tags", "any", [])]), set()),
+    "not in nothing": (MetadataFilters(filters=[condition("lang", "nin", [])]), {"a", "b", "c", "d"}),
+    "all of nothing": (MetadataFilters(filters=[condition("tags", "all", [])]), {"a", "b", "c", "d"}),
+    "not any of nothing": (
+        MetadataFilters(filters=[condition("tags", "any", [])], condition=FilterCondition.NOT),
+        {"a", "b", "c", "d"},
+    ),
+    "nothing and more": (
+        MetadataFilters(filters=[condition("tags", "any", []), condition("lang", "==", "en")]),
+        set(),
+    ),
+    "nothing or more": (
+        MetadataFilters(
+            filters=[condition("tags", "any", []), condition("lang", "==", "en")],
+            condition=FilterCondition.OR,
+        ),
+        {"a", "c"},
+    ),
     "none": (MetadataFilters(filters=[]), {"a", "b", "c", "d"}),
     "modality": (MetadataFilters(filters=[condition("modality", "==", "image")]), set()),
 }
@@ -261,6 +332,11 @@ def test_search_within_documents_and_nodes(store: UMRVectorStore) -> None:
     assert ids(store, vector, node_ids=["a", "d", "gone"]) == {"a", "d"}
     assert ids(store, vector, node_ids=["a", "d"], doc_ids=["two"]) == {"d"}
     assert ids(store, vector, node_ids=["a", "b"], filters=FILTERS["=="][0]) == {"a"}
+    assert ids(store, vector, doc_ids=[]) == set()
+    nearest = VectorStoreQuery(query_embedding=vector, similarity_top_k=1)
+    [best] = store.query(nearest).ids or []
+    nearest.node_ids = [name for name in "abcd" if name != best]
+    assert len(store.query(nearest).ids or []) == 1
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,13 @@ async def test_bad_questions_are_refused(nodes: list[BaseNode], llm: MockLLMWith
     for empty in ({}, {"question": " "}, {"query": "a typing mistake"}):
         with pytest.raises(InputError, match="run\\(question="):
             await workflow.run(**empty)
+    for options, words in (
+        ({"question": "red", "imag": "x.png"}, "a question has no imag; "),
+        ({"question": 5}, "the question is a int"),
+        ({"question": None}, "there is no question"),
+    ):
+        with pytest.raises(InputError, match=words):
+            await workflow.run(**options)
     with pytest.raises(BatchError, match=r"gone\.png"):
         await workflow.run(question="red", image="gone.png")
 

@@ -10,7 +10,8 @@ from llama_index.embeddings.gme.nodes import name_of, node_picture
 from llama_index.embeddings.gme.pages import PageNode
 
 from umr_plugins.errors import ItemError
-from umr_plugins.media.images import content_key
+from umr_plugins.media.images import content_key, load_image
+from umr_plugins.types import ImageSource
 
 
 def check_picture(node: BaseNode) -> None:
@@ -27,14 +28,14 @@ def check_picture(node: BaseNode) -> None:
     if path is None or held is None:
         return
     try:
-        same = content_key(path) == content_key(held)
+        same = content_key(path) == content_key(held) or _pixels(path) == _pixels(held)
     except ItemError:
         return  # the file is gone, or the model will say what is wrong with the bytes
     if not same:
         raise ItemError(
             "unsupported",
-            f"the node holds one picture and names the file of another ({path}); give one of them, or make "
-            "two nodes",
+            f"the node holds one picture and names the file of another ({path}), or the same compressed with "
+            "loss; give one of them, or make two nodes",
             name=name_of(node),
         )
 
@@ -60,6 +61,11 @@ def check_vector(node: BaseNode, dim: int | None = None) -> None:
         return
     remedy = "set node.embedding to None to have it embedded"
     raise ItemError("unsupported", f"{reason}; {remedy}", stage="store", name=name_of(node))
+
+
+def _pixels(picture: ImageSource) -> tuple[tuple[int, int], bytes]:
+    decoded = load_image(picture)
+    return decoded.size, decoded.tobytes()
 
 
 def _second_place(node: BaseNode) -> Path | None:

@@ -20,6 +20,7 @@ from llama_index.embeddings.gme.roots import vouch
 from llama_index.embeddings.gme.worker import in_worker
 
 from umr_plugins.errors import BatchError, InputError, ItemError
+from umr_plugins.media.images import load_image
 from umr_plugins.types import (
     Encoded,
     Encoder,
@@ -66,9 +67,9 @@ class ItemEmbedding(MultiModalEmbedding):
         """
         check_on_error(on_error)
         pending, errors = _pending(nodes)
+        if errors and on_error == "raise":
+            raise BatchError(self.refused(nodes, pictures=True), len(nodes))
         for group in chunks(pending, _GROUP):
-            if errors and on_error == "raise":
-                break
             errors += self._embed_group(nodes, group, show_progress)
         if errors and on_error == "raise":
             raise BatchError(errors, len(nodes))
@@ -76,6 +77,22 @@ class ItemEmbedding(MultiModalEmbedding):
             _log.warning("left out: %s", error)
         refused = {error.index for error in errors}
         return [node for position, node in enumerate(nodes) if position not in refused]
+
+    def refused(self, nodes: Sequence[BaseNode], pictures: bool = False) -> list[ItemError]:
+        """What is wrong with nodes, as far as can be told without the model.
+
+        Args:
+            nodes: any mix of node kinds.
+            pictures: open the pictures too.
+        """
+        pending, errors = _pending(nodes)
+        for position, item in pending if pictures else ():
+            try:
+                for picture in item.pictures:
+                    load_image(picture)
+            except ItemError as error:
+                errors.append(error_of(error, position, nodes[position]))
+        return sorted(errors, key=lambda error: error.index or 0)
 
     def _embed_group(
         self, nodes: Sequence[BaseNode], group: list[tuple[int, Item]], show_progress: bool
@@ -133,13 +150,14 @@ class ItemEmbedding(MultiModalEmbedding):
 
         Args:
             text: what is searched for.
-            image: path, data URI, bytes, `BytesIO` or `PIL.Image`. A path is kept as `image_path`, so that
-                rerankers see the picture too.
+            image: path, data URI, bytes, `BytesIO` or `PIL.Image`. It is kept as `image_path`, so that
+                rerankers and engines see it too: a path as text, as all of LlamaIndex expects it, and any
+                other picture as it is.
         """
-        bundle = QueryBundle(query_str=text or "", image_path=None if image is None else as_picture(image))  # type: ignore[arg-type]  # any picture, for queries_of
+        picture = None if image is None else as_picture(image)
+        place: Any = str(picture) if isinstance(picture, Path) else picture
+        bundle = QueryBundle(query_str=text or "", image_path=place)
         bundle.embedding = self._query(queries_of(bundle))
-        is_path = isinstance(image, Path) or (isinstance(image, str) and not image.startswith("data:"))
-        bundle.image_path = str(image) if is_path else None
         return bundle
 
     async def aas_query(

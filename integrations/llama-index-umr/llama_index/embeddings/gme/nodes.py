@@ -48,8 +48,9 @@ def item_of(node: BaseNode) -> Item:
 
 
 def name_of(node: BaseNode) -> str:
-    """How errors call a node."""
-    return f"node {node.node_id}"
+    """How errors call a node. Ids of chunks are made up, so their document is named too."""
+    source = node.ref_doc_id
+    return f"node {node.node_id}" + (f" of document {source!r}" if source not in (None, node.node_id) else "")
 
 
 def error_of(error: ItemError, position: int, node: BaseNode) -> ItemError:
@@ -95,7 +96,7 @@ def queries_of(bundle: QueryBundle) -> list[Item]:
     Raises:
         InputError: the query has neither text nor picture. Stores answer such a query with arbitrary rows.
     """
-    picture = None if bundle.image_path is None else as_picture(bundle.image_path)
+    picture = None if bundle.image_path in (None, "") else as_picture(bundle.image_path)
     texts = [text for text in bundle.embedding_strs if text.strip()]
     if texts:
         return [Item(text=text, image=picture) for text in texts]
@@ -108,6 +109,13 @@ def _refuse_other_media(node: BaseNode) -> None:
     for kind in ("audio", "video"):
         if getattr(node, f"{kind}_resource", None) is not None:
             raise ItemError("unsupported", f"the node has {kind}; only text and pictures can be embedded")
+    words = node.text_resource if isinstance(node, Node) else None
+    if words is not None and not words.text and (words.data or words.path or words.url):
+        raise ItemError(
+            "unsupported",
+            "text_resource has no text but data, a path or a URL, which are not read; put the words into "
+            "MediaResource(text=...)",
+        )
 
 
 def _resource_picture(resource: MediaResource) -> ImageSource:
@@ -145,7 +153,8 @@ def _path(text: str) -> Path:
 
 def _from_base64(data: str | bytes) -> bytes:
     try:
-        return base64.b64decode(data, validate=True)
+        encoded = data if isinstance(data, bytes) else data.encode()
+        return base64.b64decode(b"".join(encoded.split()), validate=True)  # MIME breaks its lines
     except (binascii.Error, ValueError):
         raise ItemError(
             "corrupt", "the node's picture is not valid base64; encode the file's bytes", stage="decode"

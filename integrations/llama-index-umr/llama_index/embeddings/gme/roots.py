@@ -29,7 +29,8 @@ _VOUCHED = "_umr_vouched"
 def vouch(node: BaseNode) -> None:
     """Remember that the file which `node` names now may be opened.
 
-    For nodes of our own store, and for those that this process has just embedded. The mark is no field of
+    For nodes that this process has just embedded, and for those of our own store that were marked when they
+    were added. The mark is no field of
     the node: it is neither dumped nor compared, copies have it, and no JSON can bring it. It names the file,
     so a node whose path is changed loses it.
     """
@@ -39,6 +40,15 @@ def vouch(node: BaseNode) -> None:
         return  # it names no file, so there is nothing to open
     if isinstance(picture, Path | PageImage):
         node.__dict__[_VOUCHED] = picture
+
+
+def vouched(node: BaseNode) -> bool:
+    """Whether nothing that the node names needs a root: it names no file, or `vouch` has marked it."""
+    try:
+        picture = node_picture(node)
+    except ItemError:
+        return False
+    return not isinstance(picture, Path | PageImage) or bool(node.__dict__.get(_VOUCHED) == picture)
 
 
 def allowed_picture(node: BaseNode, roots: Roots = ()) -> ImageSource | None:

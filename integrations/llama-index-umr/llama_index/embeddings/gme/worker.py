@@ -12,7 +12,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Work = Literal["query", "document", "rerank"]
+Work = Literal["query", "document", "rerank", "store"]
 
 
 @lru_cache

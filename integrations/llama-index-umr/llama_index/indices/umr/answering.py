@@ -16,8 +16,9 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.embeddings.gme.nodes import as_picture
 from llama_index.embeddings.gme.roots import Roots
-from llama_index.indices.umr.blocks import Block, Blocks
+from llama_index.indices.umr.blocks import Block, Blocks, check_whole
 from llama_index.indices.umr.llms import chat_llm
+from llama_index.indices.umr.memory import tokens_of
 from llama_index.indices.umr.passages import passages
 
 from umr_plugins.errors import InputError
@@ -28,6 +29,18 @@ PROMPT = (
 )
 NO_NODES = "Empty Response"
 """The answer of LlamaIndex's own engines when nothing was found; the LLM is not asked then."""
+_QUESTION = TextBlock(text="Question")
+_ANSWER = 256  # tokens kept free for the answer of an LLM that does not say how many it needs
+
+
+def none_shown(found: int, nothing: str) -> str:
+    """What is said in place of documents when none is shown: `nothing` if none was found either."""
+    if not found:
+        return nothing
+    return (
+        f"Documents were found ({found}), but none can be shown: they have no text, and no picture that may "
+        "be opened and read."
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class Answering:
         max_pictures: see `Blocks`; so are `max_side` and `roots`.
 
     Raises:
-        InputError: see `chat_llm` and `Blocks`; `extractive` with an LLM; a `passage_length` below 1.
+        InputError: see `chat_llm` and `Blocks`; `extractive` with an LLM; a `passage_length` that is no whole
+            number above 0; a `prompt` that is no text.
     """
 
     def __init__(
@@ -72,8 +86,9 @@ class Answering:
     ) -> None:
         if extractive and llm is not None:
             raise InputError("an extractive answer asks no LLM: give either llm or extractive=True")
-        if passage_length < 1:
-            raise InputError(f"passage_length must be at least 1, got {passage_length}")
+        check_whole("passage_length", passage_length, 1)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt is a text without places to fill, got a {type(prompt).__name__}")
         self.blocks = Blocks(max_pictures, max_side, roots)
         self.prompt, self.passage_length = prompt, passage_length
         self._llm = None if extractive else chat_llm(llm)
@@ -95,12 +110,13 @@ class Answering:
         Raises:
             InputError: neither text nor picture. For extractive answers a vector will do.
         """
-        if query.query_str.strip() or query.image_path is not None:
+        if not isinstance(query.query_str, str):
+            raise InputError(f"query_str is a text, got {query.query_str!r}")
+        if _words(query) or query.image_path is not None:
             return
         if not (self.extractive and query.embedding is not None):
             raise InputError(
-                "there is no question: give text, a picture (image_path), or both. A picture that as_query "
-                "got as anything but a path is in the query's vector only, which no LLM can see"
+                "there is no question: give text, a picture (image_path), or both; no LLM can see a vector"
             )
 
     def prepare(self, query: QueryBundle, nodes: Sequence[NodeWithScore]) -> Prepared:
@@ -111,23 +127,30 @@ class Answering:
         """
         if self.extractive:
             return self.extract(nodes)
-        documents, shown = self.blocks.documents(nodes)
-        if not shown:
-            return Prepared([], [], NO_NODES)
         pictures = [] if query.image_path is None else [as_picture(query.image_path)]
-        question = self.blocks.question(query.query_str, pictures)
+        question = self.blocks.question(_words(query), pictures)
+        documents, shown = self.blocks.documents(nodes, self.room(question))
+        if not shown:
+            return Prepared([], [], none_shown(len(nodes), NO_NODES))
         return Prepared(shown, self.messages(documents, question))
+
+    def room(self, *parts: Sequence[Block]) -> int:
+        """Tokens of the LLM's context that system message, answer and these blocks leave free."""
+        told = self.llm.metadata
+        answer = told.num_output if 0 < told.num_output < told.context_window else _ANSWER
+        fixed = [TextBlock(text=self.prompt), _QUESTION]
+        return told.context_window - answer - sum(tokens_of(blocks) for blocks in (fixed, *parts))
 
     def extract(self, nodes: Sequence[NodeWithScore]) -> Prepared:
         """The passages as the answer."""
         text, shown = passages(nodes, self.passage_length)
-        return Prepared(shown, [], text or NO_NODES)
+        return Prepared(shown, [], text or none_shown(len(nodes), NO_NODES))
 
     def messages(
         self, documents: Sequence[Block], question: Sequence[Block], history: Sequence[ChatMessage] = ()
     ) -> list[ChatMessage]:
         """System message, conversation, and one message of the user's with documents and question."""
-        blocks = [*documents, TextBlock(text="Question"), *question]
+        blocks = [*documents, _QUESTION, *question]
         return [
             ChatMessage(role=MessageRole.SYSTEM, content=self.prompt),
             *history,
@@ -161,6 +184,11 @@ class Answering:
         return (reply.delta or "" async for reply in replies)
 
 
+def _words(query: QueryBundle) -> str:
+    """The text of a question: `query_str`, or else the strings that are embedded in its place."""
+    return query.query_str if query.query_str.strip() else "\n".join(query.embedding_strs).strip()
+
+
 async def _one(text: str) -> AsyncIterator[str]:
     yield text
 
@@ -171,12 +199,20 @@ class Finding:
     Args:
         retriever: any; `MultimodalIndex.as_retriever()` for queries with pictures.
         node_postprocessors: such as `MLLMRerank`, in order.
+
+    Raises:
+        InputError: postprocessors that are none.
     """
 
     def __init__(
         self, retriever: BaseRetriever, node_postprocessors: Sequence[BaseNodePostprocessor] | None = None
     ) -> None:
-        self.retriever, self.node_postprocessors = retriever, list(node_postprocessors or [])
+        given = node_postprocessors or []
+        if not (
+            isinstance(given, Sequence) and all(isinstance(each, BaseNodePostprocessor) for each in given)
+        ):
+            raise InputError(f"node_postprocessors is a list of node postprocessors, got {given!r:.200}")
+        self.retriever, self.node_postprocessors = retriever, list(given)
 
     def find(self, query: QueryBundle) -> list[NodeWithScore]:
         """The documents for a query, best first."""

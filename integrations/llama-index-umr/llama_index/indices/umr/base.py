@@ -24,6 +24,7 @@ from llama_index.indices.umr.engines import chat_engine, query_engine
 from llama_index.indices.umr.replacing import DocumentIndex
 from llama_index.indices.umr.retriever import MultimodalRetriever
 from llama_index.indices.umr.stores import check_dim
+from llama_index.indices.umr.turns import Turns
 from llama_index.vector_stores.umr import UMRVectorStore
 
 from umr_plugins.errors import InputError
@@ -80,6 +81,7 @@ class MultimodalIndex(DocumentIndex):
         embed_model, storage_context = _parts(embed_model, path, storage_context)
         check_dim(storage_context.vector_store, embed_model)
         self._on_error = on_error
+        self._turns = Turns()
         self.report: FolderReport | None = None
         """What the last call of `insert_folder` or `insert_files` did and refused."""
         super().__init__(nodes=nodes, embed_model=embed_model, storage_context=storage_context, **kwargs)

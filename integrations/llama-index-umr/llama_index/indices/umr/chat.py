@@ -21,12 +21,13 @@ from llama_index.core.chat_engine.types import (
 from llama_index.core.llms.utils import LLMType
 from llama_index.core.memory import BaseMemory
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.types import Thread
 from llama_index.embeddings.gme.roots import Roots
-from llama_index.indices.umr.answering import Answering, Finding, Prepared
+from llama_index.indices.umr.answering import Answering, Finding, Prepared, none_shown
 from llama_index.indices.umr.blocks import Block
-from llama_index.indices.umr.memory import PictureMemory
+from llama_index.indices.umr.memory import PictureMemory, newest
 from llama_index.indices.umr.messages import Message, Said, read_message
 from llama_index.indices.umr.streaming import agrowing, growing
 
@@ -45,7 +46,7 @@ CONDENSE_PROMPT = (
     "language of the message. Return that text and nothing else."
 )
 NOTHING_FOUND = "No documents were found."
-_RESERVED = 256  # tokens of the context that LlamaIndex's own chat engines keep free beside the history
+_BROKEN = "the answer broke off and its turn is not kept: %s"
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,21 @@ class MultimodalChatEngine(BaseChatEngine):
     user said, pictures included, and the answers, but not the documents. A turn is kept once its answer is
     complete: after an error of the LLM, or a cancelled call, the memory is what it was before.
 
-    Pictures are decoded, shrunk and sent as JPEG. A file that a node names is opened only if the node came
-    out of `UMRVectorStore`, or if the file lies below one of `roots`; of others the LLM sees the text, and
-    the log has a warning.
+    Pictures are decoded, shrunk and sent as JPEG. A file that a node names is opened only if this
+    package opened it when it was indexed in a `UMRVectorStore`, or if it lies below one of `roots`; of other
+    nodes the LLM sees the text, and the log has a warning.
 
     Args:
         retriever: any; `MultimodalIndex.as_retriever()` for messages with pictures.
         llm: any chat model that reads `ImageBlock`s; by default the one in `Settings`, if one is set there.
-        memory: where the conversation is kept, such as LlamaIndex's `Memory`; by default this engine, as much
-            as the LLM's context takes. Older turns are left out of what the LLM is sent.
+        memory: where the conversation is kept, such as LlamaIndex's `Memory`; by default this engine. The LLM
+            is sent the newest turns that its context (`metadata.context_window`) takes beside the documents.
         chat_history: the conversation so far, for the default memory.
         system_prompt: what the LLM is told beside `prompt`.
         node_postprocessors: such as `MLLMRerank`, in order.
         condense: whether follow-up messages are rewritten before the search.
-        condense_prompt: how the LLM is asked for that; the message follows.
+        condense_prompt: how the LLM is asked for that, a text or a template without variables; the message
+            follows.
         extractive: answer with the documents themselves, numbered, without an LLM; pictures are named.
         prompt: what the LLM is to do with the documents.
         passage_length: characters per document of an extractive answer; longer texts are cut visibly.
@@ -125,7 +127,7 @@ class MultimodalChatEngine(BaseChatEngine):
         system_prompt: str | None = None,
         node_postprocessors: Sequence[BaseNodePostprocessor] | None = None,
         condense: bool = True,
-        condense_prompt: str = CONDENSE_PROMPT,
+        condense_prompt: str | BasePromptTemplate = CONDENSE_PROMPT,
         extractive: bool = False,
         prompt: str = CHAT_PROMPT,
         passage_length: int = 2000,
@@ -146,7 +148,7 @@ class MultimodalChatEngine(BaseChatEngine):
             roots=roots,
         )
         self._finding = Finding(retriever, node_postprocessors)
-        self._condense, self._condense_prompt = condense and not extractive, condense_prompt
+        self._condense, self._condense_prompt = condense and not extractive, _plain(condense_prompt)
         self._memory = memory if memory is not None else self._default_memory(chat_history)
         self.callback_manager = callback_manager or Settings.callback_manager
         for postprocessor in self._finding.node_postprocessors:
@@ -155,7 +157,7 @@ class MultimodalChatEngine(BaseChatEngine):
     def _default_memory(self, history: Sequence[ChatMessage] | None) -> BaseMemory:
         limit = None
         if not self._answering.extractive:
-            limit = max(1, self._answering.llm.metadata.context_window - _RESERVED)
+            limit = max(1, self._answering.llm.metadata.context_window)
         return PictureMemory.from_defaults(list(history or []), token_limit=limit)
 
     @property
@@ -228,8 +230,7 @@ class MultimodalChatEngine(BaseChatEngine):
             achat_stream=stream,  # type: ignore[arg-type]  # as above
             source_nodes=turn.prepared.nodes,
         )
-        writing = response.awrite_response_to_history(_Keeper(self, turn))  # type: ignore[arg-type]  # only aput
-        response.awrite_response_to_history_task = asyncio.create_task(writing)
+        response.awrite_response_to_history_task = asyncio.create_task(self._awrite(response, turn))
         return response
 
     # --- what comes before the answer -------------------------------------------------------------------
@@ -251,7 +252,9 @@ class MultimodalChatEngine(BaseChatEngine):
         question = await asyncio.to_thread(self._answering.blocks.question, said.text, said.pictures)
         searched = said.query()
         if self._to_condense(said, history):
-            reply = await self._answering.llm.achat(self._condensing(history, question))
+            reply = await self._answering.llm.achat(
+                await asyncio.to_thread(self._condensing, history, question)
+            )
             searched = _rewritten(searched, reply)
         nodes = await self._finding.afind(searched)
         return await asyncio.to_thread(self._prepared, given, history, question, searched, nodes)
@@ -260,8 +263,9 @@ class MultimodalChatEngine(BaseChatEngine):
         return self._condense and bool(history) and bool(said.text.strip()) and not said.fixed
 
     def _condensing(self, history: Sequence[ChatMessage], question: Sequence[Block]) -> list[ChatMessage]:
-        asked = ChatMessage(role=MessageRole.USER, blocks=[TextBlock(text=self._condense_prompt), *question])
-        return [*history, asked]
+        blocks = [TextBlock(text=self._condense_prompt), *question]
+        asked = ChatMessage(role=MessageRole.USER, blocks=blocks)
+        return [*newest(history, self._answering.room(blocks)), asked]
 
     def _prepared(
         self,
@@ -274,9 +278,10 @@ class MultimodalChatEngine(BaseChatEngine):
         if self._answering.extractive:
             prepared = self._answering.extract(nodes)
         else:
-            documents, shown = self._answering.blocks.documents(nodes)
-            documents = documents or [TextBlock(text=NOTHING_FOUND)]
-            prepared = Prepared(shown, self._answering.messages(documents, question, history))
+            documents, shown = self._answering.blocks.documents(nodes, self._answering.room(question))
+            documents = documents or [TextBlock(text=none_shown(len(nodes), NOTHING_FOUND))]
+            before = newest(history, self._answering.room(question, documents))
+            prepared = Prepared(shown, self._answering.messages(documents, question, before))
         said = ChatMessage(role=MessageRole.USER, blocks=[*question])
         return _Turn(said, None if given is None else list(given), searched, prepared)
 
@@ -297,7 +302,13 @@ class MultimodalChatEngine(BaseChatEngine):
         try:
             response.write_response_to_history(_Keeper(self, turn))  # type: ignore[arg-type]  # only put
         except Exception as error:  # the reader of response_gen gets it
-            _log.warning("the answer broke off and its turn is not kept: %s", error)
+            _log.warning(_BROKEN, error)
+
+    async def _awrite(self, response: StreamingAgentChatResponse, turn: _Turn) -> None:
+        try:
+            await response.awrite_response_to_history(_Keeper(self, turn))  # type: ignore[arg-type]  # only aput
+        except Exception as error:
+            _log.warning(_BROKEN, error)
 
 
 class _Keeper:
@@ -311,6 +322,17 @@ class _Keeper:
 
     async def aput(self, message: ChatMessage) -> None:
         await self._engine._akeep(self._turn, message.content or "")
+
+
+def _plain(prompt: str | BasePromptTemplate) -> str:
+    if isinstance(prompt, BasePromptTemplate) and not prompt.template_vars:
+        return prompt.format()
+    if not isinstance(prompt, str):
+        raise InputError(
+            "condense_prompt is a text or a template without variables, since conversation and message are "
+            f"sent as messages of their own; got {prompt!r:.200}"
+        )
+    return prompt
 
 
 def _rewritten(searched: QueryBundle, reply: ChatResponse) -> QueryBundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -136,8 +137,18 @@ class KeepPictures(TransformComponent):
         out: list[BaseNode] = []
         for pictures, group in groupby(nodes, has_picture):
             members = list(group)
-            out += members if pictures else await self.parser.acall(members, **kwargs)
+            out += members if pictures else await off_loop(self.parser, members, **kwargs)
         return out
+
+
+async def off_loop(step: TransformComponent, nodes: Sequence[BaseNode], **options: Any) -> Sequence[BaseNode]:
+    """`step.acall`; a step whose coroutine would work on the event loop works in a thread instead."""
+    plain = type(step).acall is TransformComponent.acall
+    if isinstance(step, NodeParser) and type(step).acall is NodeParser.acall:
+        plain = type(step)._aparse_nodes is NodeParser._aparse_nodes
+    if plain:
+        return await asyncio.to_thread(step, nodes, **options)
+    return await step.acall(nodes, **options)
 
 
 def keep_pictures(transformations: Iterable[TransformComponent]) -> list[TransformComponent]:

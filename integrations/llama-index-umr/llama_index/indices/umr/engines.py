@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,8 +17,11 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.indices.umr.chat import MultimodalChatEngine
 from llama_index.indices.umr.llms import chosen_llm
 from llama_index.indices.umr.query_engine import MultimodalQueryEngine
+from llama_index.vector_stores.umr import UMRVectorStore
 
 from umr_plugins.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _AGENTS = (ChatMode.REACT, ChatMode.OPENAI)
 
@@ -39,6 +43,9 @@ _STOCK_CONDENSE = _options(CondenseQuestionChatEngine.from_defaults)
 def query_engine(index: VectorStoreIndex, llm: LLMType | None, options: dict[str, Any]) -> BaseQueryEngine:
     """A `MultimodalQueryEngine`, or LlamaIndex's own if an option is given that only that knows.
 
+    LlamaIndex's own shows pictures to LLMs that chat (`multimodal=True`) by default if the nodes are in a
+    `UMRVectorStore`. Over other stores it has to be asked for, since that engine opens any file.
+
     Raises:
         InputError: an option that nothing knows; options of both engines; no LLM.
     """
@@ -46,17 +53,30 @@ def query_engine(index: VectorStoreIndex, llm: LLMType | None, options: dict[str
     retriever = index.as_retriever(**_some(options, _RETRIEVER))
     stock = options.keys() & (_STOCK_QUERY - _QUERY - _RETRIEVER)
     if not stock:
-        given = {"callback_manager": index._callback_manager} | _some(options, _QUERY)
-        return MultimodalQueryEngine(retriever, llm, **given)
+        ours_given = {"callback_manager": index._callback_manager} | _some(options, _QUERY)
+        return MultimodalQueryEngine(retriever, llm, **ours_given)
     ours = options.keys() & (_QUERY - _STOCK_QUERY)
     if ours:
         raise InputError(
             f"{_listed(stock)} make it LlamaIndex's own RetrieverQueryEngine, which does not know "
             f"{_listed(ours)}; give either the former or the latter"
         )
-    if llm is None and (synthesizer := options.get("response_synthesizer")) is not None:
-        llm = synthesizer._llm  # from_args asks for one that it does not use then
-    return RetrieverQueryEngine.from_args(retriever, llm=chosen_llm(llm), **_some(options, _STOCK_QUERY))
+    given = _some(options, _STOCK_QUERY)
+    if (synthesizer := options.get("response_synthesizer")) is not None:
+        llm = synthesizer._llm if llm is None else llm  # from_args asks for one that it does not use then
+        return RetrieverQueryEngine.from_args(retriever, llm=chosen_llm(llm), **given)
+    chosen = chosen_llm(llm)
+    if "multimodal" not in given and chosen.metadata.is_chat_model:
+        if isinstance(index.vector_store, UMRVectorStore):
+            given["multimodal"] = True
+        else:  # that engine opens whatever file a node names, and anyone may have written these nodes
+            _log.warning(
+                "%s make it LlamaIndex's own RetrieverQueryEngine, which shows no pictures here; "
+                "multimodal=True shows them, and opens every file that a node of %s names",
+                _listed(stock),
+                type(index.vector_store).__name__,
+            )
+    return RetrieverQueryEngine.from_args(retriever, llm=chosen, **given)
 
 
 def chat_engine(

@@ -48,6 +48,20 @@ def own_source(document: Document) -> RelatedNodeInfo:
     return _with_hash(document.as_related_node_info(), document_hash(document))
 
 
+def as_own_source(document: Document) -> Document:
+    """The document without the source that a reader gave it, such as the file that it is a page of.
+
+    LlamaIndex's parsers would hand that source on to the chunks, and nothing would name the document.
+    """
+    if document.source_node is None:
+        return document
+    copy = document.model_copy()
+    copy.relationships = {
+        kind: other for kind, other in document.relationships.items() if kind != NodeRelationship.SOURCE
+    }
+    return copy
+
+
 def document_of(node: BaseNode) -> str:
     """Id of the document that a node came from: its source, or itself."""
     return node.ref_doc_id or node.node_id
@@ -73,6 +87,15 @@ def with_hashes(nodes: Iterable[BaseNode], hashes: Mapping[str, str | None]) -> 
     return marked
 
 
+def with_parts(node: BaseNode, parts: int) -> None:
+    """Write beside the hash in a node's source of how many nodes the store gets of the document."""
+    source = node.source_node
+    if source is not None and source.hash is not None:
+        node.relationships = node.relationships | {
+            NodeRelationship.SOURCE: _with_hash(source, f"{source.hash}/{parts}")
+        }
+
+
 @dataclass
 class Held:
     """What a store has of one document.
@@ -80,14 +103,16 @@ class Held:
     Args:
         nodes: their ids.
         hashes: the states of the document that they were made from; None where a node does not say.
+        parts: of how many nodes the document is, from each node that says so.
     """
 
     nodes: list[str] = field(default_factory=list)
     hashes: set[str | None] = field(default_factory=set)
+    parts: list[int] = field(default_factory=list)
 
     def is_of(self, document: Document, digest: str | None) -> bool:
-        """Whether all of it was made from the document as it is now."""
-        if digest is None:
+        """Whether it is the whole document, made from it as it is now."""
+        if digest is None or (self.parts and len(self.parts) != min(self.parts)):
             return False
         # Nodes that came another way carry LlamaIndex's own hash, which says enough about a text.
         known = {digest} if document.image_resource is not None else {digest, document.hash}
@@ -101,7 +126,10 @@ def held_of(nodes: Iterable[BaseNode]) -> dict[str, Held]:
         of_one = held.setdefault(document_of(node), Held())
         of_one.nodes.append(node.node_id)
         source = node.source_node
-        of_one.hashes.add(None if source is None else source.hash)
+        digest, _, parts = ((source and source.hash) or "").partition("/")
+        of_one.hashes.add(digest or None)
+        if parts:
+            of_one.parts.append(int(parts))
     return held
 
 

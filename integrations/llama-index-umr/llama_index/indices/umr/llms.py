@@ -27,6 +27,10 @@ def chosen_llm(llm: LLMType | None) -> LLM:
         return Settings.llm
     if isinstance(llm, LLM):
         return llm
+    if isinstance(llm, str) and llm != "default" and llm.partition(":")[0] != "local":
+        raise InputError(
+            f"llm is the name {llm!r}; LlamaIndex knows 'default' and 'local:PATH' only, so pass an LLM"
+        )
     try:
         return resolve_llm(llm)
     except AssertionError:  # how LlamaIndex says it

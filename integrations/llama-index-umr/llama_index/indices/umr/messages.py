@@ -73,7 +73,10 @@ def read_message(message: Message, image: Any = None) -> Said:
         texts.append(message)
     elif isinstance(message, QueryBundle):
         bundle = message
-        texts.append(message.query_str)
+        words = message.query_str
+        if not isinstance(words, str):
+            raise InputError(f"query_str of a message is a text, got {words!r}")
+        texts.append(words if words.strip() else "\n".join(message.embedding_strs))
         if message.image_path is not None:
             pictures.append(as_picture(message.image_path))
     elif isinstance(message, ChatMessage):
@@ -92,8 +95,7 @@ def read_message(message: Message, image: Any = None) -> Said:
     text = "\n".join(texts)
     if not text.strip() and not pictures:
         raise InputError(
-            "the message is empty: give text, a picture (image=...), or both. A picture that as_query got as "
-            "anything but a path is in the query's vector only, which no LLM can see"
+            "the message is empty: give text, a picture (image=...), or both; no LLM can see a vector"
         )
     return Said(text, tuple(pictures), bundle)
 

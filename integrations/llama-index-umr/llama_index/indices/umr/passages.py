@@ -30,12 +30,13 @@ def passages(nodes: Iterable[NodeWithScore], length: int) -> tuple[str, list[Nod
         text, picture = each.node.get_content(MetadataMode.NONE).strip(), _picture(each.node)
         if text or picture:
             shown.append(each)
-            lines = [f"[{len(shown)}] {_place(each.node)}".rstrip(), _cut(text, length), picture]
+            lines = [f"[{len(shown)}] {place_of(each.node)}".rstrip(), _cut(text, length), picture]
             parts.append("\n".join(line for line in lines if line))
     return "\n\n".join(parts), shown
 
 
-def _place(node: BaseNode) -> str:
+def place_of(node: BaseNode) -> str:
+    """The file and page that a node or its metadata name; empty if they name none."""
     if isinstance(node, PageNode):
         return f"{node.page_path}, page {node.page}"
     for path, page in _PLACES:

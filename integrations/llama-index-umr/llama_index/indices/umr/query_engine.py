@@ -36,11 +36,12 @@ class MultimodalQueryEngine(BaseQueryEngine):
     document under its number, with its text and its picture, and the user's own picture; LlamaIndex's own
     engines leave out the user's picture, and captions or pictures of some kinds of nodes. `source_nodes` of
     the answer are the documents in the order in which the LLM saw them; nothing found gives
-    `"Empty Response"`, as there, and no LLM is asked.
+    `"Empty Response"`, as there, and no LLM is asked. Documents for which the LLM's context has no room are
+    left out, the last ones first: the LLM is told how many, and the log too.
 
-    Pictures are decoded, shrunk and sent as JPEG. A file that a node names is opened only if the node came
-    out of `UMRVectorStore`, or if the file lies below one of `roots`; of others the LLM sees the text, and
-    the log has a warning.
+    Pictures are decoded, shrunk and sent as JPEG. A file that a node names is opened only if this
+    package opened it when it was indexed in a `UMRVectorStore`, or if it lies below one of `roots`; of other
+    nodes the LLM sees the text, and the log has a warning.
 
     Args:
         retriever: any; `MultimodalIndex.as_retriever()` for queries with pictures.

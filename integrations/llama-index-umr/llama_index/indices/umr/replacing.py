@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.async_utils import run_async_tasks
-from llama_index.core.ingestion import arun_transformations, run_transformations
+from llama_index.core.ingestion import run_transformations
 from llama_index.core.schema import BaseNode, Document
 from llama_index.core.storage.docstore.types import RefDocInfo
-from llama_index.core.utils import iter_batch
+from llama_index.core.utils import get_tqdm_iterable, iter_batch
 from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.indices.umr.documents import off_loop
 from llama_index.indices.umr.exchange import Exchange, ids_of
 from llama_index.indices.umr.identity import (
     Held,
+    as_own_source,
     document_hash,
     document_of,
     held_of,
@@ -21,6 +24,8 @@ from llama_index.indices.umr.identity import (
     refuse_repeated,
     with_hashes,
 )
+from llama_index.indices.umr.stores import ask
+from llama_index.indices.umr.turns import Turns
 from llama_index.indices.umr.writing import WritingIndex
 from llama_index.vector_stores.umr import UMRVectorStore
 
@@ -35,8 +40,11 @@ class DocumentIndex(WritingIndex):
 
     The store itself says which nodes are of which document and in what state, so that all of this works on a
     reopened store too. Stores that can't be asked for nodes (`get_nodes`) are cleared of a document before
-    its nodes are added, and the docstore says what state they are in.
+    its nodes are added, and the docstore says what state they are in. Calls from several threads or
+    coroutines take turns, those of one index.
     """
+
+    _turns: Turns
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Add a document, or put it in the place of the one with its id."""
@@ -46,7 +54,7 @@ class DocumentIndex(WritingIndex):
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """`insert` for coroutines."""
         with self._callback_manager.as_trace("ainsert"):
-            await self._areplace([document], _hashes([document]), insert_kwargs)
+            await self._areplace([document], await _ahashes([document]), insert_kwargs)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """Put a document in the place of the one with its id.
@@ -63,12 +71,13 @@ class DocumentIndex(WritingIndex):
     async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
         """`update_ref_doc` for coroutines."""
         with self._callback_manager.as_trace("aupdate_ref_doc"):
-            await self._areplace([document], _hashes([document]), **_updating(update_kwargs))
+            await self._areplace([document], await _ahashes([document]), **_updating(update_kwargs))
 
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Add the documents that are new and replace those that have changed; the others are not embedded.
 
         Changed means another text, other metadata, or a picture of other content, also under the same path.
+        A document of which the store lacks nodes, after an error half-way for instance, is stored again.
 
         Args:
             documents: each id once.
@@ -97,7 +106,7 @@ class DocumentIndex(WritingIndex):
         """`refresh_ref_docs` for coroutines."""
         with self._callback_manager.as_trace("arefresh_ref_docs"):
             refuse_repeated("document", documents)
-            hashes = _hashes(documents)
+            hashes = await _ahashes(documents)
             held = await self._aheld(list(hashes))
             recorded = (
                 {} if held is not None else {n: await self._docstore.aget_document_hash(n) for n in hashes}
@@ -117,25 +126,27 @@ class DocumentIndex(WritingIndex):
             delete_from_docstore: remove the copies in the docstore as well, where there are any.
             **delete_kwargs: for the store.
         """
-        held = self._held([ref_doc_id])
-        self._vector_store.delete(ref_doc_id, **delete_kwargs)
-        if not isinstance(self._vector_store, UMRVectorStore):
-            self._drop([ref_doc_id])  # a document that is one node has no source in many stores
-        if held is None:
-            self._docstore.delete_document(ref_doc_id, raise_error=False)  # the state it was in
-        self._forget(ids_of(ref_doc_id, held), delete_from_docstore)
+        with self._turns:
+            held = self._held([ref_doc_id])
+            self._vector_store.delete(ref_doc_id, **delete_kwargs)
+            if not isinstance(self._vector_store, UMRVectorStore):
+                self._drop([ref_doc_id])  # a document that is one node has no source in many stores
+            if held is None:
+                self._docstore.delete_document(ref_doc_id, raise_error=False)  # the state it was in
+            self._forget(ids_of(ref_doc_id, held), delete_from_docstore)
 
     async def adelete_ref_doc(
         self, ref_doc_id: str, delete_from_docstore: bool = False, **delete_kwargs: Any
     ) -> None:
         """`delete_ref_doc` for coroutines."""
-        held = await self._aheld([ref_doc_id])
-        await self._vector_store.adelete(ref_doc_id, **delete_kwargs)
-        if not isinstance(self._vector_store, UMRVectorStore):
-            await self._adrop([ref_doc_id])
-        if held is None:
-            await self._docstore.adelete_document(ref_doc_id, raise_error=False)
-        await self._aforget(ids_of(ref_doc_id, held), delete_from_docstore)
+        async with self._turns:
+            held = await self._aheld([ref_doc_id])
+            await ask(self._vector_store, "adelete", ref_doc_id, **delete_kwargs)
+            if not isinstance(self._vector_store, UMRVectorStore):
+                await self._adrop([ref_doc_id])
+            if held is None:
+                await self._docstore.adelete_document(ref_doc_id, raise_error=False)
+            await self._aforget(ids_of(ref_doc_id, held), delete_from_docstore)
 
     @property
     def ref_doc_info(self) -> dict[str, RefDocInfo]:
@@ -198,23 +209,28 @@ class DocumentIndex(WritingIndex):
         inserting, deleting = dict(insert_kwargs or {}), dict(delete_kwargs or {})
         refuse_repeated("document", documents)
         nodes = run_transformations(
-            list(documents), self._transformations, show_progress=self._show_progress, **inserting
+            [as_own_source(document) for document in documents],
+            self._transformations,
+            show_progress=self._show_progress,
+            **inserting,
         )
         exchange = self._exchange(documents, nodes, hashes)
-        old = self._held(exchange.names)
-        for batch in exchange.batches(self._batch_size):
-            embedded = self._get_node_with_embedding(batch, self._show_progress)
-            for name in exchange.arriving(embedded):
-                if old is None:
-                    self._vector_store.delete(name, **deleting)
-            self._write(self._index_struct, embedded, **inserting)
-            if stale := exchange.stale(old):
-                self._drop(stale, **deleting)
-                self._forget(stale, from_docstore=True)
-        if old is None:
-            for name in exchange.stored:
-                self._docstore.set_document_hash(name, hashes[name] or "")
-        self._storage_context.index_store.add_index_struct(self._index_struct)
+        with self._turns:
+            old = self._held(exchange.names)
+            for batch in exchange.batches(self._batch_size):
+                embedded = self._get_node_with_embedding(batch, self._show_progress)
+                for name in exchange.arriving(embedded):
+                    if old is None:
+                        self._docstore.set_document_hash(name, "")  # until it has arrived whole
+                        self._vector_store.delete(name, **deleting)
+                self._write(self._index_struct, embedded, **inserting)
+                if stale := exchange.stale(old):
+                    self._drop(stale, **deleting)
+                    self._forget(stale, from_docstore=True)
+            if old is None:
+                for name in exchange.stored:
+                    self._docstore.set_document_hash(name, hashes[name] or "")
+            self._storage_context.index_store.add_index_struct(self._index_struct)
         return exchange.stored
 
     async def _areplace(
@@ -226,24 +242,27 @@ class DocumentIndex(WritingIndex):
     ) -> set[str]:
         inserting, deleting = dict(insert_kwargs or {}), dict(delete_kwargs or {})
         refuse_repeated("document", documents)
-        nodes = await arun_transformations(
-            list(documents), self._transformations, show_progress=self._show_progress, **inserting
-        )
-        exchange = self._exchange(documents, nodes, hashes)
-        old = await self._aheld(exchange.names)
-        for batch in exchange.batches(self._batch_size):
-            embedded = await self._aget_node_with_embedding(batch, self._show_progress)
-            for name in exchange.arriving(embedded):
-                if old is None:
-                    await self._vector_store.adelete(name, **deleting)
-            await self._awrite(self._index_struct, embedded, **inserting)
-            if stale := exchange.stale(old):
-                await self._adrop(stale, **deleting)
-                await self._aforget(stale, from_docstore=True)
-        if old is None:
-            for name in exchange.stored:
-                await self._docstore.aset_document_hash(name, hashes[name] or "")
-        await self._storage_context.index_store.async_add_index_struct(self._index_struct)
+        nodes: Sequence[BaseNode] = [as_own_source(document) for document in documents]
+        steps = get_tqdm_iterable(self._transformations, self._show_progress, "Applying transformations")
+        for step in steps:
+            nodes = await off_loop(step, nodes, **inserting)
+        exchange = await asyncio.to_thread(self._exchange, documents, nodes, hashes)
+        async with self._turns:
+            old = await self._aheld(exchange.names)
+            for batch in exchange.batches(await self._abatch_size()):
+                embedded = await self._aget_node_with_embedding(batch, self._show_progress)
+                for name in exchange.arriving(embedded):
+                    if old is None:
+                        await self._docstore.aset_document_hash(name, "")
+                        await ask(self._vector_store, "adelete", name, **deleting)
+                await self._awrite(self._index_struct, embedded, **inserting)
+                if stale := exchange.stale(old):
+                    await self._adrop(stale, **deleting)
+                    await self._aforget(stale, from_docstore=True)
+            if old is None:
+                for name in exchange.stored:
+                    await self._docstore.aset_document_hash(name, hashes[name] or "")
+            await self._storage_context.index_store.async_add_index_struct(self._index_struct)
         return exchange.stored
 
     def _insert_documents(self, documents: Sequence[Document], insert_kwargs: Mapping[str, Any]) -> None:
@@ -260,7 +279,7 @@ class DocumentIndex(WritingIndex):
     ) -> Exchange:
         marked = with_hashes(nodes, hashes)
         self._validate_serializable(marked)
-        return Exchange([document.node_id for document in documents], self._admitted(marked))
+        return Exchange([document.node_id for document in documents], marked, self._admitted(marked))
 
     # --- what there is ----------------------------------------------------------------------------------
 
@@ -285,7 +304,7 @@ class DocumentIndex(WritingIndex):
         try:
             nodes: list[BaseNode] = []
             for part in chunks(names, _ASKED):
-                nodes += await self._vector_store.aget_nodes(None, filters=_of_documents(part))
+                nodes += await ask(self._vector_store, "aget_nodes", None, filters=_of_documents(part))
             return held_of(nodes)
         except NotImplementedError:
             return None
@@ -298,6 +317,10 @@ class DocumentIndex(WritingIndex):
 
 def _hashes(documents: Sequence[Document]) -> dict[str, str | None]:
     return {document.node_id: document_hash(document) for document in documents}
+
+
+async def _ahashes(documents: Sequence[Document]) -> dict[str, str | None]:
+    return await asyncio.to_thread(_hashes, documents)  # which reads the pictures
 
 
 def _updating(kwargs: Mapping[str, Any]) -> dict[str, Any]:

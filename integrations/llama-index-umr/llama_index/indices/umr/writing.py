@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,9 +13,10 @@ from llama_index.core.data_structs.data_structs import IndexDict
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode
 from llama_index.core.utils import iter_batch
 from llama_index.embeddings.gme import GMEEmbedding
+from llama_index.embeddings.gme.worker import in_worker
 from llama_index.indices.umr.documents import to_storable
 from llama_index.indices.umr.identity import refuse_repeated
-from llama_index.indices.umr.stores import batch_limit, check_storable
+from llama_index.indices.umr.stores import ask, batch_limit, check_storable
 from llama_index.vector_stores.umr import UMRVectorStore
 
 from umr_plugins.errors import BatchError, ItemError
@@ -50,7 +52,8 @@ class WritingIndex(VectorStoreIndex):
         show_progress: bool = False,
         **insert_kwargs: Any,
     ) -> None:
-        for batch in iter_batch(self._admitted(nodes), self._batch_size):
+        admitted = await asyncio.to_thread(self._admitted, nodes)
+        for batch in iter_batch(admitted, await self._abatch_size()):
             embedded = await self._aget_node_with_embedding(batch, show_progress)
             await self._awrite(index_struct, embedded, **insert_kwargs)
 
@@ -60,22 +63,28 @@ class WritingIndex(VectorStoreIndex):
     def _batch_size(self) -> int:
         return min(self._insert_batch_size, batch_limit(self._vector_store) or self._insert_batch_size)
 
+    async def _abatch_size(self) -> int:
+        return await in_worker("store", lambda: self._batch_size)  # a server may be asked
+
     def _admitted(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
         """The nodes that the store will take, before the model is asked for any of them."""
         refuse_repeated("node", nodes)
-        admitted: list[BaseNode] = []
-        errors: list[ItemError] = []
+        refused: dict[int, ItemError] = {}
         for position, node in enumerate(nodes):
             try:
-                check_storable(self._vector_store, node)
-                admitted.append(node)
+                check_storable(self._vector_store, node, self._embed_model)
             except ItemError as error:
-                errors.append(error.at(position))
+                refused[position] = error.at(position)
+        found = self._embed_model.refused(nodes)
+        if (refused or found) and self._on_error == "raise":
+            found = self._embed_model.refused(nodes, pictures=True)  # one error names everything
+        refused |= {error.index or 0: error for error in found}
+        errors = [refused[position] for position in sorted(refused)]
         if errors and self._on_error == "raise":
             raise BatchError(errors, len(nodes), done="stored")
         for error in errors:
             _log.warning("left out: %s", error)
-        return admitted
+        return [node for position, node in enumerate(nodes) if position not in refused]
 
     def _get_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False
@@ -85,7 +94,8 @@ class WritingIndex(VectorStoreIndex):
     async def _aget_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False
     ) -> list[BaseNode]:
-        return await self._embed_model.aembed_nodes(self._storable(nodes), show_progress, self._on_error)
+        storable = await asyncio.to_thread(self._storable, nodes)  # which may render pages
+        return await self._embed_model.aembed_nodes(storable, show_progress, self._on_error)
 
     def _storable(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
         return [_whole(node, any_store=not self._keeps_all) for node in nodes]
@@ -112,7 +122,7 @@ class WritingIndex(VectorStoreIndex):
             return
         if not isinstance(self._vector_store, UMRVectorStore):
             await self._adrop([node.node_id for node in nodes])
-        new_ids = await self._vector_store.async_add(list(nodes), **insert_kwargs)
+        new_ids = await ask(self._vector_store, "async_add", list(nodes), **insert_kwargs)
         if copies := self._remembered(index_struct, nodes, new_ids):
             await self._docstore.async_add_documents(copies, allow_update=True)
 
@@ -153,7 +163,7 @@ class WritingIndex(VectorStoreIndex):
     ) -> None:
         """`delete_nodes` for coroutines."""
         if node_ids:
-            await self._vector_store.adelete_nodes(node_ids, **delete_kwargs)
+            await ask(self._vector_store, "adelete_nodes", node_ids, **delete_kwargs)
             await self._aforget(node_ids, delete_from_docstore)
 
     def _drop(self, node_ids: Sequence[str], **delete_kwargs: Any) -> None:
@@ -164,8 +174,8 @@ class WritingIndex(VectorStoreIndex):
 
     async def _adrop(self, node_ids: Sequence[str], **delete_kwargs: Any) -> None:
         with suppress(NotImplementedError):
-            for part in iter_batch(node_ids, self._batch_size):
-                await self._vector_store.adelete_nodes(list(part), **delete_kwargs)
+            for part in iter_batch(node_ids, await self._abatch_size()):
+                await ask(self._vector_store, "adelete_nodes", list(part), **delete_kwargs)
 
     def _forget(self, node_ids: Sequence[str], from_docstore: bool) -> None:
         for node_id in node_ids:

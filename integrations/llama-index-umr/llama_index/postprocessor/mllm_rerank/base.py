@@ -54,9 +54,9 @@ class MLLMRerank(BaseNodePostprocessor):
 
     What a node holds is read as for `GMEEmbedding`: text with the metadata that embedding models see, and
     pictures where LlamaIndex puts them. No metadata value is ever taken for the path of a picture, and a file
-    that a node names is opened only if the node came out of `UMRVectorStore`, if this process has just
-    embedded it, or if the file lies below one of `roots`: whoever can write to another store could name any
-    file.
+    that a node names is opened only if this package opened it when it was indexed in a `UMRVectorStore`, if
+    the node is one that was just embedded here (not one that came back from another store), or if the file
+    lies below one of `roots`: whoever can write to another store could name any file.
 
     Args:
         model: checkpoint folder or hub id.

@@ -43,7 +43,7 @@ class JudgedNode(NodeWithScore):
 
 
 def query_of(bundle: QueryBundle | None, instruction: str | None) -> Item:
-    """The query as an item: `query_str`, the picture in `image_path`, or both.
+    """The query as an item: `query_str` (or `custom_embedding_strs` alone), the picture, or both.
 
     Raises:
         InputError: there is no query, or it has neither text nor picture.
@@ -55,11 +55,12 @@ def query_of(bundle: QueryBundle | None, instruction: str | None) -> Item:
             "image_path=...) for one with a picture"
         )
     picture = None if bundle.image_path is None else as_picture(bundle.image_path)
-    text = bundle.query_str if bundle.query_str and bundle.query_str.strip() else None
+    words = bundle.query_str
+    text = words if words and words.strip() else "\n".join(bundle.embedding_strs).strip() or None
     if text is None and picture is None:
         raise InputError(
-            "the query is empty: give the QueryBundle a query_str, an image_path, or both. A picture that "
-            "as_query got as anything but a path is in the query's vector only, which can't be judged"
+            "the query is empty: give the QueryBundle a query_str, an image_path, or both; a vector alone "
+            "can't be judged"
         )
     return as_item(Item(text=text, image=picture, instruction=instruction))
 

@@ -27,7 +27,7 @@ from umr_plugins.media.jpeg import MAX_SIDE
 class Question(StartEvent):
     """What the user asks: text, a picture (a path, or as `GMEEmbedding.as_query` takes it), or both."""
 
-    question: str = ""
+    question: Any = ""  # the first step says what is wrong with it
     image: Any = None
 
 
@@ -52,8 +52,8 @@ class RetrieveRerankAnswer(Workflow):
     are the documents in the order in which the LLM saw them ("Document 1" is the first).
 
     Pictures are decoded, shrunk and sent as JPEG, so that nothing but pictures leaves the machine, whatever
-    file a node names. A file that a node names is opened only if the node came out of `UMRVectorStore`, or if
-    the file lies below one of `roots`. Pictures given as URL are not fetched.
+    file a node names. A file that a node names is opened only if this package opened it when it was indexed
+    in a `UMRVectorStore`, or if it lies below one of `roots`. Pictures given as URL are not fetched.
 
     Args:
         retriever: any; `MultimodalIndex.as_retriever()` for questions with pictures.
@@ -108,13 +108,23 @@ class RetrieveRerankAnswer(Workflow):
 
     @step
     async def retrieve(self, question: Question) -> Retrieved:
-        """Search for the question, text and picture together."""
-        if not question.question.strip() and question.image is None:
-            raise InputError("there is no question: pass run(question=...), run(image=...), or both")
+        """Search for the question, text and picture together.
+
+        Raises:
+            InputError: there is none, it is no text, or `run` was given anything else.
+        """
+        remedy = "pass run(question=...), run(image=...), or both"
+        if unknown := ", ".join(sorted(map(str, question.keys()))):
+            raise InputError(f"a question has no {unknown}; {remedy}")
+        text = "" if question.question is None else question.question
+        if not isinstance(text, str):
+            raise InputError(f"the question is a {type(text).__name__}, and must be a text; {remedy}")
+        if not text.strip() and question.image is None:
+            raise InputError(f"there is no question: {remedy}")
         picture = None if question.image is None else as_picture(question.image)
         # A path as text, as all of LlamaIndex expects it; our parts understand other pictures too.
         place: Any = str(picture) if isinstance(picture, Path) else picture
-        query = QueryBundle(question.question, image_path=place)
+        query = QueryBundle(text, image_path=place)
         return Retrieved(query=query, nodes=await self.retriever.aretrieve(query))
 
     @step

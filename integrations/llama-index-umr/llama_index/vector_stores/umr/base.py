@@ -235,6 +235,8 @@ class UMRVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(partial(self.query, query, **kwargs))
 
     def _nearest(self, vector: list[float], query: VectorStoreQuery) -> list[Hit]:
+        if query.doc_ids == []:
+            return []  # but LlamaIndex's own index passes an empty list of nodes where it means any
         conditions = [] if (where := where_of(query.filters)) is None else [where]
         if query.doc_ids:
             conditions.append({REF_DOC_ID: {"$in": query.doc_ids}})

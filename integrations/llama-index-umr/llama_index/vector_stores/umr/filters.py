@@ -34,6 +34,13 @@ _NEGATED = {
     "$and": "$or",
     "$or": "$and",
 }
+_OF_NOTHING = {
+    FilterOperator.IN: "$and",
+    FilterOperator.ANY: "$and",
+    FilterOperator.NIN: "$or",
+    FilterOperator.ALL: "$or",
+}
+"""How to join a condition and its opposite so that they say what an empty list means."""
 _LISTS = {FilterOperator.ANY: "$or", FilterOperator.ALL: "$and"}
 
 
@@ -41,7 +48,7 @@ def where_of(filters: MetadataFilters | None) -> dict[str, Any] | None:
     """Translate filters; `None` when there is nothing to filter by.
 
     As in LlamaIndex's own store, `!=` and `nin` match rows that lack the key, and `NOT` means that none of
-    the filters matches.
+    the filters matches. With an empty list, `in` and `any` match nothing, `nin` and `all` everything.
 
     Raises:
         InputError: for `text_match`, `text_match_insensitive`, `is_empty`, a value of `None`, and `NOT`
@@ -74,6 +81,9 @@ def _one(given: MetadataFilter) -> dict[str, Any] | None:
             f"the filter {given.key!r} {given.operator.value} {given.value!r} is not supported; allowed are "
             f"{allowed}, with a value"
         )
+    if given.value == [] and given.operator in _OF_NOTHING:
+        joint = _OF_NOTHING[given.operator]
+        return {joint: [{given.key: {"$eq": ""}}, {given.key: {"$ne": ""}}]}
     if given.operator in _SAME:
         return {given.key: {_SAME[given.operator]: given.value}}
     values = given.value if isinstance(given.value, list) else [given.value]

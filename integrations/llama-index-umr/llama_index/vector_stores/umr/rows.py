@@ -18,12 +18,17 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.embeddings.gme import PageNode, item_of
-from llama_index.embeddings.gme.roots import vouch
+from llama_index.embeddings.gme.nodes import name_of
+from llama_index.embeddings.gme.roots import vouch, vouched
 
+from umr_plugins.errors import ItemError
 from umr_plugins.types import Hit, Item, PageImage
 
 REF_DOC_ID = "ref_doc_id"
 """Metadata key under which a row names the document its node came from."""
+
+_OPENED = "opened"
+_ADDED = ("image", "fused")
 
 _CLASSES: dict[str, type[BaseNode]] = {
     known.class_name(): known
@@ -38,7 +43,8 @@ class Row:
     Args:
         item: what was embedded; the index keeps pictures that have no file.
         metadata: what filters see.
-        payload: the whole node as JSON, without vector and without picture data.
+        payload: the whole node as JSON, without vector and without picture data; `opened` says whether its
+            file may be opened when it comes back, since a node may have come from anywhere with its vector.
     """
 
     item: Item
@@ -50,14 +56,32 @@ def row_of(node: BaseNode) -> Row:
     """The row of a node.
 
     Raises:
-        ItemError: the node has neither text nor picture, or one that can't be read; names the node.
+        ItemError: the node has neither text nor picture, or one that can't be read; it has fields that would
+            be lost, or metadata that name another document than its own; names the node.
     """
-    kind = next(name for name, known in _CLASSES.items() if isinstance(node, known))
-    data = node.model_dump(mode="json", exclude={"embedding"}) | {"class_name": kind}
+    kind, known = next((name, known) for name, known in _CLASSES.items() if isinstance(node, known))
+    if lost := ", ".join(sorted(type(node).model_fields.keys() - known.model_fields.keys())):
+        raise _refused(
+            node, f"it would come back as a {kind} without its own fields ({lost}); put them into metadata"
+        )
+    try:
+        data = node.model_dump(mode="json", exclude={"embedding"})
+    except ValueError as error:  # such as an object in IndexNode.obj
+        raise _refused(node, f"it can't be written as JSON: {error}") from None
+    data |= {"class_name": kind, _OPENED: vouched(node)}
     if isinstance(node, ImageNode):
         data["image"] = None
     metadata = dict(node.metadata)
+    if metadata.get("modality") in _ADDED and "modality" in node.excluded_llm_metadata_keys:
+        # `node_of` said it of a node that may have changed since.
+        del metadata["modality"], data["metadata"]["modality"]
     ref_doc_id = node.ref_doc_id or (node.node_id if isinstance(node, Document) else None)
+    if metadata.get(REF_DOC_ID, ref_doc_id) != ref_doc_id:
+        raise _refused(
+            node,
+            f"its metadata have {REF_DOC_ID}={metadata[REF_DOC_ID]!r}, under which documents are deleted, "
+            "and it is no part of that document; use another key, or make that document its source",
+        )
     if ref_doc_id is not None:
         metadata[REF_DOC_ID] = ref_doc_id
     return Row(item_of(node), metadata, json.dumps(data, ensure_ascii=False))
@@ -67,12 +91,15 @@ def node_of(hit: Hit) -> BaseNode:
     """The node of a row: the one that was added, or one made for a row that came from a file.
 
     `metadata` is the user's own. Rows from files add `path` and, for PDFs, `page`; pictures add `modality`
-    (`"image"` or `"fused"`). What is added is never embedded again. Rerankers and engines may open its file.
+    (`"image"` or `"fused"`). What is added is never embedded again. Rerankers and engines may open its file
+    if the index itself opened it, or if the node was vouched for when it was added.
 
     A row that was not added as a node (a file's, LangChain's) was embedded without its metadata. Nodes hold
     one picture: of several, or of a video, it is the first, and `pictures` in the metadata counts them.
     """
-    node = _from_file(hit) if hit.payload is None else _from_payload(hit, json.loads(hit.payload))
+    data = None if hit.payload is None else json.loads(hit.payload)
+    opened = data is None or data.pop(_OPENED, False)
+    node = _from_file(hit) if data is None else _from_payload(hit, data)
     added: dict[str, Any] = {}
     if hit.path is not None:
         added["path"] = str(hit.path)
@@ -87,8 +114,13 @@ def node_of(hit: Hit) -> BaseNode:
     node.excluded_embed_metadata_keys = [*dict.fromkeys([*node.excluded_embed_metadata_keys, *apart])]
     if "modality" in added:
         node.excluded_llm_metadata_keys = [*dict.fromkeys([*node.excluded_llm_metadata_keys, "modality"])]
-    vouch(node)
+    if opened:
+        vouch(node)
     return node
+
+
+def _refused(node: BaseNode, reason: str) -> ItemError:
+    return ItemError("unsupported", reason, stage="store", name=name_of(node))
 
 
 def _from_payload(hit: Hit, data: dict[str, Any]) -> BaseNode:
