@@ -30,9 +30,8 @@ def vouch(node: BaseNode) -> None:
     """Remember that the file which `node` names now may be opened.
 
     For nodes that this process has just embedded, and for those of our own store that were marked when they
-    were added. The mark is no field of
-    the node: it is neither dumped nor compared, copies have it, and no JSON can bring it. It names the file,
-    so a node whose path is changed loses it.
+    were added. The mark is no field of the node: it is neither dumped nor compared, copies have it, and no
+    JSON can bring it. It names the file, so a node whose path is changed loses it.
     """
     try:
         picture = node_picture(node)

@@ -227,7 +227,8 @@ class MultimodalIndex(DocumentIndex):
         """A `MultimodalQueryEngine`: its LLM sees the pictures of nodes, and the user's own.
 
         With an option that only LlamaIndex's `RetrieverQueryEngine` has, such as `response_mode`, a template
-        or `multimodal`, it is one of those.
+        or `multimodal`, it is one of those; `multimodal` is then on over `UMRVectorStore` if not said
+        otherwise.
 
         Args:
             llm: by default the one in `Settings`, if one is set there; never one that nobody asked for.

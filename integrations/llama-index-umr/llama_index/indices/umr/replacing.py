@@ -174,9 +174,8 @@ class DocumentIndex(WritingIndex):
 
     def _all_nodes(self) -> Iterator[BaseNode]:
         if isinstance(self._vector_store, UMRVectorStore):
-            for part in chunks(
-                self._vector_store.index.ids(), _ASKED
-            ):  # with their pictures, so not all at once
+            ids = self._vector_store.index.ids()
+            for part in chunks(ids, _ASKED):  # with their pictures, so not all at once
                 yield from self._vector_store.get_nodes(part)
         else:
             yield from self._vector_store.get_nodes(None)
