@@ -43,7 +43,7 @@ def test_llama_index(qwen2_vl_folder: Path, picture: Path, expected: dict[int, f
         ImageNode(image_path=str(picture.with_name("gone.png")), id_="3"),
     ]
     given = [NodeWithScore(node=node, score=score) for node, score in zip(nodes, FIRST, strict=True)]
-    rerank = MLLMRerank(str(qwen2_vl_folder), dtype="float32", top_n=4)
+    rerank = MLLMRerank(str(qwen2_vl_folder), dtype="float32", top_n=4, roots=[picture.parent])
     query = QueryBundle("a fox", image_path=str(picture))
     found = rerank.postprocess_nodes(given, query)
     assert {int(each.node_id): each.score for each in found} == pytest.approx(expected, abs=1e-5)
