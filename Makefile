@@ -64,7 +64,7 @@ training: $(STAMP) ## Time training beside sentence-transformers, and its memory
 	TORCHVISION_FOLDER=$(VENV)/torchvision $(BIN)/python benchmarks/bench_train.py --memory 64 1024 \
 	  --vocabulary $(VENV)/dashscope/dashscope/resources/qwen.tiktoken --out benchmarks/results/train_memory.json
 
-latency: $(STAMP) ## Measure how long the event loop stands still under 64 concurrent queries (10 minutes)
+latency: $(STAMP) ## Measure how long the event loop stands still under 64 concurrent queries (12 minutes)
 	$(BIN)/python benchmarks/bench_async.py --out benchmarks/results/async.json $(ARGS)
 
 verify-checkpoints: $(STAMP) ## Compare real GME-2B and MM-Embed weights with published values (needs the hub, 25 GB)

@@ -65,10 +65,8 @@ class AddCall:
         for at in span:
             try:
                 value = self.values[at]
-                if isinstance(
-                    value, ItemError
-                ):  # could not even be read; the numbers of the others stay right
-                    raise value
+                if isinstance(value, ItemError):
+                    raise value  # what could not even be read; it keeps its place among the others
                 item = as_item(value, at)
                 good.append((at, item, self._row(at, item)))
             except ItemError as error:
