@@ -75,7 +75,8 @@ def test_urls_are_refused(url, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "code"),
     [
-        ("no such file.png", "unreadable"), ("a\0b.png", "unreadable"), ("x" * 5000, "unreadable"),
+        ("no such file.png", "unreadable"), ("a\0b.png", "unreadable"), ("\ud800.png", "unreadable"),
+        ("x" * 5000, "unreadable"),
         ("/dev/zero", "not_a_file"), ("/", "not_a_file"), (b"", "empty"), (5, "unsupported"),
         (None, "unsupported"), ("data:image/png;base64,@@@", "corrupt"), ("data:image/png;base64,", "empty"),
         ("data:text/plain,hello", "unsupported"), ("data:", "unsupported"), 

@@ -471,6 +471,8 @@ def test_embedders_are_no_rerankers_nor_the_other_way_round(
     monkeypatch.setattr("umr_plugins.backbones.registry._download", lambda *_, **__: qwen3_vl_reranker_folder)
     with pytest.raises(CheckpointError, match="made to be used as reranker, not as embedder"):
         Embedder("Qwen/Qwen3-VL-Reranker-2B")
+    with pytest.raises(CheckpointError, match="made to be used as reranker, not as embedder"):
+        Embedder(str(qwen3_vl_reranker_folder))
     assert Reranker("Qwen/Qwen3-VL-Reranker-2B", dtype="float32").prompt.answers == ("yes", "no")
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_adapters import write_adapter
 from transformers import (
     AutoModelForImageTextToText,
     LlavaNextForConditionalGeneration,
@@ -19,6 +21,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from umr_plugins.backbones import features
+from umr_plugins.backbones.merge import write_checkpoint
+from umr_plugins.backbones.registry import resolve
 from umr_plugins.encoding import scoring
 from umr_plugins.reranker import Reranker
 
@@ -257,13 +261,19 @@ def _sides(text: str) -> tuple[Any, Any]:
     return scoring._Side(Item("x"), ()), scoring._Side(Item(text), ())
 
 
-def test_a_checkpoint_with_a_head_of_its_own(qwen2_vl_folder: Path, tmp_path: Path) -> None:
-    """Untied: the rows come from lm_head, and differ from those of the embedding table."""
-    model = AutoModelForImageTextToText.from_pretrained(qwen2_vl_folder, dtype=torch.float32)
+def untied(folder: Path, out: Path) -> Path:
+    """A copy whose head has weights of its own."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.15)
-    model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes((qwen2_vl_folder / "tokenizer.json").read_bytes())
+    model.save_pretrained(out)
+    (out / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    return out
+
+
+def test_a_checkpoint_with_a_head_of_its_own(qwen2_vl_folder: Path, tmp_path: Path) -> None:
+    """Untied: the rows come from lm_head, and differ from those of the embedding table."""
+    untied(qwen2_vl_folder, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is False
     reference = Reference(tmp_path, "qwen2_vl")
     ours = Reranker(tmp_path, dtype="float32").score("a fox", ["a dog", "a river"])
@@ -271,3 +281,19 @@ def test_a_checkpoint_with_a_head_of_its_own(qwen2_vl_folder: Path, tmp_path: Pa
     assert np.abs(ours - theirs).max() < 1e-5
     tied = Reranker(qwen2_vl_folder, dtype="float32").score("a fox", ["a dog", "a river"])
     assert np.abs(ours - tied).max() > 1e-3
+
+
+def test_an_adapter_of_the_head_counts_as_if_it_were_merged(qwen2_vl_folder: Path, tmp_path: Path) -> None:
+    base = untied(qwen2_vl_folder, tmp_path / "base")
+    adapter = write_adapter(tmp_path / "adapter", "model.")
+    changes = load_file(adapter / "adapter_model.safetensors")
+    rows, width = AutoModelForImageTextToText.from_pretrained(base).lm_head.weight.shape
+    for side, shape in (("A", (4, width)), ("B", (rows, 4))):
+        changes[f"base_model.model.lm_head.lora_{side}.weight"] = torch.randn(shape) * 0.1
+    judged = [Reranker(base, adapter=adapter, dtype="float32").score("a fox", ["a dog", "a river"])]
+    save_file(changes, adapter / "adapter_model.safetensors")
+    whole = write_checkpoint(resolve(base, role="reranker"), tmp_path / "whole", adapter=adapter)
+    for model in (Reranker(whole, dtype="float32"), Reranker(base, adapter=adapter, dtype="float32")):
+        judged.append(model.score("a fox", ["a dog", "a river"]))
+    assert np.abs(judged[2] - judged[1]).max() < 1e-6
+    assert np.abs(judged[2] - judged[0]).max() > 1e-3, "the head's part makes no difference"

@@ -124,7 +124,7 @@ def merge_adapter(model: nn.Module, folder: Path) -> int:
     targets: list[tuple[nn.Linear, Change]] = []
     for name, change in adapter.changes.items():
         if name == HEAD:
-            continue  # embedding models have no head
+            continue  # of a reranker: `head.head_rows`; embedding models have none
         layer = linears.get(name)
         adapter.check(change, None if layer is None else layer.weight.shape)
         assert layer is not None

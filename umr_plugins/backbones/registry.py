@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from umr_plugins.backbones.rerankers import INSTRUCT, KNOWN_RERANKERS, reranker_spec
+from umr_plugins.backbones.rerankers import INSTRUCT, KNOWN_RERANKERS, is_reranker, reranker_spec
 from umr_plugins.backbones.spec import (
     BUNDLED,
     FAMILIES,
@@ -171,7 +171,7 @@ def _open(
         spec = (KNOWN if role == "embedder" else KNOWN_RERANKERS)[given]
     elif given in KNOWN or (given in KNOWN_RERANKERS and KNOWN_RERANKERS[given].prompt != "judge"):
         spec = (KNOWN | KNOWN_RERANKERS)[given]  # made for the other role
-    elif role == "reranker":
+    elif role == "reranker" or is_reranker(folder, model_type):
         spec = reranker_spec(folder, config, model_type)
     else:
         spec = _from_config(folder, config, model_type)

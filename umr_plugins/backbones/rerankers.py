@@ -91,8 +91,7 @@ KNOWN_RERANKERS: dict[str, ModelSpec] = {
 def reranker_spec(folder: Path, config: dict[str, Any], model_type: str) -> ModelSpec:
     """How a checkpoint without `umr.json` is asked.
 
-    Qwen3-VL-Reranker has the architecture of an instruct model; its chat template tells it. LLaVA-NeXT's
-    template goes by its language model.
+    LLaVA-NeXT's template goes by its language model.
 
     Raises:
         CheckpointError: an embedder, or a family or language model whose chat form is not known.
@@ -108,7 +107,7 @@ def reranker_spec(folder: Path, config: dict[str, Any], model_type: str) -> Mode
             f"{folder}: model_type {model_type!r} can't rerank; supported are {sorted(INSTRUCT)}"
         )
     spec = dataclasses.replace(INSTRUCT[model_type], name=folder.name)
-    if model_type == "qwen3_vl" and "Judge whether the Document" in _chat_template(folder):
+    if is_reranker(folder, model_type):
         return dataclasses.replace(QWEN3_VL_RERANKER, name=folder.name, license="unknown")
     if model_type != "llava_next":
         return spec
@@ -122,6 +121,11 @@ def reranker_spec(folder: Path, config: dict[str, Any], model_type: str) -> Mode
         "those of the 7B with Mistral and of the 34B). Write an umr.json beside it with family, role "
         '"reranker" and its template, {body} where the prompt goes'
     )
+
+
+def is_reranker(folder: Path, model_type: str) -> bool:
+    """Whether it is a Qwen3-VL-Reranker, which its chat template tells from instruct models and embedders."""
+    return model_type == "qwen3_vl" and "Judge whether the Document" in _chat_template(folder)
 
 
 def _chat_template(folder: Path) -> str:

@@ -246,7 +246,10 @@ def _open_error(error: OSError | ValueError, path: Path) -> ItemError:
 
 def _shown(path: Path | str) -> str:
     """A path that can be printed and stored, whatever bytes it is made of."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no file's name: half of a surrogate pair that stands for no byte
+        return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _why(error: OSError | ValueError) -> str:

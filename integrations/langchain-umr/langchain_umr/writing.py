@@ -99,14 +99,9 @@ class StoreWriter(StoreReader):
         given = same_length("ids", ids, len(listed), "document") or [document.id for document in listed]
         labels = [label(one, document.page_content) for one, document in zip(given, listed, strict=True)]
         rows = self._rows([*given, *(document.id for document in listed)])
-
-        def read(index: int) -> tuple[Item, dict[str, Any]]:
-            document = listed[index]
-            row = self._own_row(document, rows)
-            item = self._item(document, row)
-            return item, _own(document.metadata, item, row)
-
-        return self._add(read, given, rows, on_error, show_progress, labels)
+        return self._add(
+            lambda index: self._read(listed[index], rows), given, rows, on_error, show_progress, labels
+        )
 
     def add_items(
         self,
@@ -119,18 +114,24 @@ class StoreWriter(StoreReader):
     ) -> list[str]:
         """Add anything that can be embedded: `PIL.Image`s, paths, mappings with `text` and `image`, items.
 
-        Pictures in memory are kept in the index. Arguments, result and errors are those of `add_documents`.
+        Pictures in memory are kept in the index. A `Document` brings its id and its metadata, unless an id or
+        metadata are given for it here. Arguments, result and errors are those of `add_documents`.
         """
         listed = listed_inputs(items)
         filled = same_length("metadatas", metadatas, len(listed), "item") or [None] * len(listed)
         given = same_length("ids", ids, len(listed), "item") or [None] * len(listed)
-        return self._add(
-            lambda index: (to_item(listed[index]), filled[index] or {}),
-            given,
-            self._rows(given),
-            on_error,
-            show_progress,
-        )
+        own = [value.id if isinstance(value, Document) else None for value in listed]
+        given = [mine if one is None else one for one, mine in zip(given, own, strict=True)]
+        rows = self._rows([*given, *own])
+
+        def read(index: int) -> tuple[Item, dict[str, Any]]:
+            value, metadata = listed[index], filled[index]
+            if not isinstance(value, Document):
+                return to_item(value), metadata or {}
+            item, kept = self._read(value, rows)
+            return item, kept if metadata is None else metadata
+
+        return self._add(read, given, rows, on_error, show_progress)
 
     def add_images(
         self,
@@ -200,6 +201,11 @@ class StoreWriter(StoreReader):
     async def aadd_folder(self, root: str | Path, **kwargs: Any) -> FolderReport:
         """`add_folder` in a thread."""
         return await in_thread("document", self.add_folder, root, **kwargs)
+
+    def _read(self, document: Document, rows: Mapping[str, Hit]) -> tuple[Item, dict[str, Any]]:
+        row = self._own_row(document, rows)
+        item = self._item(document, row)
+        return item, _own(document.metadata, item, row)
 
     def _add(
         self,

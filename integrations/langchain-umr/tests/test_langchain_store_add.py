@@ -194,6 +194,22 @@ def test_pictures_in_memory(store: UMRVectorStore) -> None:
         GMEEmbeddings.from_encoder(FakeEncoder()).embed_query(Document("x", metadata={"image": png()}))
 
 
+def test_a_document_among_items_brings_its_id_and_metadata(store: UMRVectorStore) -> None:
+    kite, boat = Document("kite", metadata={"n": 1}, id="k"), Document("boat", metadata={"n": 2}, id="b")
+    assert store.add_items([kite, boat, "sail"], metadatas=[None, {"n": 3}, None], ids=[None, "c", "s"]) == [
+        "k",
+        "c",
+        "s",
+    ]
+    assert store.get_by_ids(["k", "c", "s"]) == [
+        kite,
+        Document("boat", metadata={"n": 3}, id="c"),
+        Document("sail", id="s"),
+    ]
+    store.add_items([store.get_by_ids(["k"])[0]])
+    assert store.get_by_ids(["k"]) == [kite]
+
+
 def test_a_found_picture_can_be_searched_for_and_given_back(store: UMRVectorStore, photo: Path) -> None:
     store.add_items([{"image": png("blue")}, {"text": "kite", "image": photo}, "boat"], ids=["a", "b", "c"])
     for key in ("a", "b"):
