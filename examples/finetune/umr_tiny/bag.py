@@ -3,8 +3,12 @@
 Rare words tell texts apart, and words that occur together mean like things. A small language model need
 not learn that from noise, its weights can say so at the start. Every token has a direction, first from
 the singular vectors of what occurs in which text (latent semantic analysis), then bent so that queries
-find their passages; the last layer's attention sums the directions in proportion to a weight, first the
+find their passages; the first layer's attention sums the directions in proportion to a weight, first the
 inverse document frequency. Training of the whole model then adds pictures.
+
+The sum is made in the first layer because there each token has the size that it was given. In a later one
+training has added to the other dimensions, by different amounts, and the norm before the attention hands that
+on to the weights: summed in the last layer, they followed their logarithms with a slope of 0.13 instead of 1.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from transformers import Qwen2VLModel
 
 TOKEN_SIZE, END_SIZE = 0.5, 0.01
 WEIGHT_SPREAD, WEIGHT_CENTRE, WEIGHT_FLOOR = 0.15, 1.5, 0.3
-QUIET = 0.05
-BAG_WIDTH = 128
+QUIET, SUM_SIZE = 0.05, 0.3
+BAG_WIDTH = 192
 """Dimensions of the model that hold the bag, its weights' one included; whole heads."""
 # A random part keeps words apart that the leading singular vectors would merge.
 RANDOM_PART, SINGULAR_POWER = 0.5, 0.25
@@ -110,58 +114,69 @@ def learn_bag(
 
 @torch.no_grad()
 def start_as_bag(model: Qwen2VLModel, bag: Bag, end: int) -> None:
-    """Set the language model's weights so that the first half of a text's vector is the bag's.
-
-    The first dimension of a token's embedding holds the logarithm of its weight, the next ones its direction,
-    the rest a random direction that training may change. In the last layer each head's query is a constant on
-    the slowest rotary pair, where positions turn next to nothing, and its key reads that first dimension, so
-    attention is in proportion to the weight. Values and output are a rotation and its inverse, without the
-    first dimension. All else starts quiet, and writes nothing into the bag's dimensions. Needs as many
-    key-value heads as heads: the sum has no more dimensions.
-    """
+    """Make a language model of noise one whose texts are the bag's: all else starts quiet."""
     language = model.language_model
-    table = language.embed_tokens.weight
-    first = (WEIGHT_SPREAD * (bag.weights.log() - WEIGHT_CENTRE)).clamp(-0.5, 0.5)
-    unit = torch.cat([first[:, None], bag.directions * (1 - first**2).sqrt()[:, None]], 1)
-    free = F.normalize(torch.randn(len(table), table.shape[1] - BAG_WIDTH), dim=1)
-    sizes = [TOKEN_SIZE * math.sqrt(part.shape[1]) for part in (unit, free)]
-    table.copy_(torch.cat([unit * sizes[0], free * sizes[1]], 1))
-    table[end] *= END_SIZE / TOKEN_SIZE
+    nn.init.normal_(language.embed_tokens.weight)
     for layer in language.layers:
         for writer in (layer.self_attn.o_proj, layer.mlp.down_proj):
             writer.weight *= QUIET
             writer.weight[:BAG_WIDTH] = 0
-    attention = language.layers[-1].self_attn
-    attention.v_proj.weight.zero_()
-    attention.o_proj.weight.zero_()
-    for part in (slice(None, BAG_WIDTH), slice(BAG_WIDTH, None)):
-        rotation = torch.linalg.qr(torch.randn_like(attention.v_proj.weight[part, part]))[0]
-        attention.v_proj.weight[part, part] = rotation
-        attention.o_proj.weight[part, part] = rotation.T
+    sum_in_first_layer(model, bag, end)
+
+
+@torch.no_grad()
+def sum_in_first_layer(model: Qwen2VLModel, bag: Bag, end: int) -> None:
+    """Set the weights that put the bag into the first ``BAG_WIDTH`` dimensions of a text's vector.
+
+    The first dimension of a token's embedding holds the logarithm of its weight, the next ones its direction,
+    the rest what training makes of it. In the first layer each of the bag's heads has a constant for a query,
+    on the slowest rotary pair, where positions turn next to nothing, and its key reads that first dimension,
+    so attention is in proportion to the weight. Values and output are a rotation and its inverse, without the
+    first dimension. Needs as many key-value heads as heads: the sum has no more dimensions.
+    """
+    language = model.language_model
+    table, rows = language.embed_tokens.weight, slice(None, BAG_WIDTH)
+    first = (WEIGHT_SPREAD * (bag.weights.log() - WEIGHT_CENTRE)).clamp(-0.5, 0.5)
+    unit = torch.cat([first[:, None], bag.directions * (1 - first**2).sqrt()[:, None]], 1)
+    table[:, rows] = unit * TOKEN_SIZE * math.sqrt(BAG_WIDTH)
+    table[end, rows] *= END_SIZE / TOKEN_SIZE
+    hold_sizes(model, end)
+    layer = language.layers[0]
+    attention = layer.self_attn
+    layer.input_layernorm.weight[rows] = 1
+    for reader in (attention.q_proj, attention.k_proj, attention.v_proj):
+        reader.weight[rows] = 0
+        reader.bias[rows] = 0
+    rotation = torch.linalg.qr(torch.randn(BAG_WIDTH, BAG_WIDTH))[0]
+    attention.v_proj.weight[rows, rows] = rotation
+    attention.o_proj.weight[rows] = 0
+    attention.o_proj.weight[rows, rows] = SUM_SIZE * rotation.T
     attention.o_proj.weight[0] = 0
-    attention.q_proj.weight *= QUIET
-    attention.k_proj.weight *= QUIET
     size = attention.head_dim
     gain = math.sqrt(math.sqrt(size) / (math.sqrt(BAG_WIDTH) * WEIGHT_SPREAD))
-    for head in range(table.shape[1] // size):
-        rows = slice(head * size, (head + 1) * size)
+    for head in range(BAG_WIDTH // size):
         slowest = head * size + size // 2 - 1
-        if rows.stop <= BAG_WIDTH:
-            attention.q_proj.weight[rows] = 0
-            attention.k_proj.weight[rows] = 0
         attention.q_proj.bias[slowest] = gain
-        attention.k_proj.weight[slowest] = 0
         attention.k_proj.weight[slowest, 0] = gain
+
+
+@torch.no_grad()
+def hold_sizes(model: Qwen2VLModel, end: int) -> None:
+    """Give the trained part of every token's embedding its first length again: the norm sees both parts."""
+    table = model.language_model.embed_tokens.weight
+    free = F.normalize(table[:, BAG_WIDTH:], dim=1) * TOKEN_SIZE * math.sqrt(table.shape[1] - BAG_WIDTH)
+    free[end] *= END_SIZE / TOKEN_SIZE
+    table[:, BAG_WIDTH:] = free
 
 
 def held_parts(model: Qwen2VLModel) -> list[tuple[nn.Parameter, Any, torch.Tensor]]:
     """What must not change for the bag to stay: (parameter, place, value); set back after every step."""
     language = model.language_model
-    attention, rows = language.layers[-1].self_attn, slice(None, BAG_WIDTH)
+    first, rows = language.layers[0], slice(None, BAG_WIDTH)
     parts: list[tuple[nn.Parameter, Any]] = [(language.embed_tokens.weight, (slice(None), rows))]
     parts += [(layer.self_attn.o_proj.weight, rows) for layer in language.layers]
     parts += [(layer.mlp.down_proj.weight, rows) for layer in language.layers]
-    for reader in (attention.q_proj, attention.k_proj, attention.v_proj):
+    for reader in (first.self_attn.q_proj, first.self_attn.k_proj, first.self_attn.v_proj):
         parts += [(reader.weight, rows), (reader.bias, rows)]
-    parts.append((language.layers[-1].input_layernorm.weight, rows))
+    parts.append((first.input_layernorm.weight, rows))
     return [(parameter, place, parameter.detach()[place].clone()) for parameter, place in parts]

@@ -10,11 +10,14 @@ import torch
 from concepts import Concept, difference, families
 from model import sequence
 from pictures import OTHER_GRIDS, SQUARE, PictureBank, augment, fake_pages, on_white, prepare
-from texts import PAGE_WORDS, PASSAGE_WORDS, Texts, excerpt_query
+from texts import HOW, PAGE_WORDS, PASSAGE_WORDS, QUESTIONS, Texts, excerpt_query
 from tokenizers import Tokenizer
 
 OTHER_GRID_ROWS, FAMILY_SIZE = 14, 4
 CARD_WORDS = (8, 45)
+# What share of a text's vector its words should have. Drawings have next to no words, so the more of them a
+# question has, the less it is drawn to a drawing; a note must be found by drawings too.
+NAME, NOTE, QUESTION, PROSE = 0.35, 0.45, 0.75, 0.65
 CHANGES = (
     "{gained}",
     "{gained}",
@@ -44,12 +47,16 @@ class Mix(NamedTuple):
 
 
 # Drawings take long to learn; texts find each other from the first step (bag.py).
-MIX = Mix(concepts=96, families=8, cards=14, notes=24, passages=10, pages=6, documents=1.0)
+MIX = Mix(concepts=96, families=8, cards=14, notes=24, passages=20, pages=6, documents=1.5)
 
 
 @dataclass
 class Row:
-    """One thing to encode. ``family`` -1: like nothing else; ``strict``: its own family's negatives count."""
+    """One thing to encode.
+
+    ``family`` -1: like nothing else; ``strict``: its own family's negatives count; ``share``: of its vector's
+    energy that the bag of words should have, 0 for as it comes.
+    """
 
     text: str = ""
     picture: int = -1
@@ -59,6 +66,7 @@ class Row:
     concept: int = -1
     family: int = -1
     strict: bool = False
+    share: float = 0.0
 
 
 @dataclass
@@ -129,7 +137,7 @@ class Sampler:
             shape = grid if number < OTHER_GRID_ROWS else SQUARE
             one = batch.add(Row(picture=first, mirrors=concept.mirrors, **name))
             two = batch.add(Row(picture=second, mirrors=concept.mirrors, grid=shape, **name))
-            text = batch.add(Row(text=self.texts.about(concept, rng), **name))
+            text = batch.add(Row(text=self.texts.about(concept, rng), share=NAME, **name))
             batch.both(one, two, 0.6)
             batch.both(text, one)
             batch.both(text, two)
@@ -150,7 +158,7 @@ class Sampler:
                 row = next((row for row in rows if row[0] == style), None) or rng.choice(rows)
                 name = {"concept": concept.index, "family": concept.family, "strict": True}
                 target = batch.add(Row(picture=row[1], **name))
-                batch.both(target, batch.add(Row(text=concept.label, **name)), 0.7)
+                batch.both(target, batch.add(Row(text=concept.label, share=NAME, **name)), 0.7)
                 targets.append(target)
             for position, have in enumerate(members):
                 place = rng.choice([other for other in range(len(members)) if other != position])
@@ -177,12 +185,15 @@ class Sampler:
         """Notes, cards (drawing and text), passages and pages, each with what should find it."""
         picked = rng.sample(main, min(len(main), mix.cards + mix.notes))
         for concept, one, two, text in picked[: mix.notes]:
-            note = batch.add(
-                Row(text=self.texts.note(concept, rng), concept=concept.index, family=concept.family)
-            )
+            name = {"concept": concept.index, "family": concept.family}
+            note = batch.add(Row(text=self.texts.note(concept, rng), share=NOTE, **name))
             batch.both(one, note, mix.documents)
             batch.both(two, note, mix.documents)
             batch.both(text, note, 0.5 * mix.documents)
+            if rng.random() < 0.5:  # so that a question's form does not say that prose is meant
+                question = rng.choice(QUESTIONS + HOW).format(self.texts.about(concept, rng))
+                asked = batch.add(Row(text=question, share=QUESTION, **name))
+                batch.both(asked, note, 0.5 * mix.documents)
         for concept, one, two, text in picked[mix.notes :]:
             name = {"concept": concept.index, "family": concept.family}
             if rng.random() < 0.45:
@@ -192,21 +203,22 @@ class Sampler:
                 batch.both(text, card, 0.7)
                 continue
             query, passage = self.texts.passages(1, CARD_WORDS, rng)[0]
-            card = batch.add(Row(text=passage, picture=self.picture(concept, rng)[1], **name))
+            card = batch.add(Row(text=passage, share=NOTE, picture=self.picture(concept, rng)[1], **name))
             batch.both(rng.choice((one, two)), card, 0.4)
             batch.both(text, card, 0.4)
-            batch.both(batch.add(Row(text=query)), card, 0.7)
+            batch.both(batch.add(Row(text=query, share=QUESTION)), card, 0.7)
             mixed = batch.add(
                 Row(text=excerpt_query(passage, rng), picture=self.picture(concept, rng)[1], **name)
             )
             batch.pairs.append((mixed, card, 0.5))
         for query, passage in self.texts.passages(mix.passages, PASSAGE_WORDS, rng):
-            batch.both(batch.add(Row(text=query)), batch.add(Row(text=passage)))
+            asked = batch.add(Row(text=query, share=QUESTION))
+            batch.both(asked, batch.add(Row(text=passage, share=PROSE)))
         for query, passage in self.texts.passages(mix.pages, PAGE_WORDS, rng):
             page = batch.add(
-                Row(text=passage, picture=rng.randrange(len(self.pages)), grid=(2, 1), page=True)
+                Row(text=passage, picture=rng.randrange(len(self.pages)), grid=(2, 1), page=True, share=PROSE)
             )
-            batch.both(batch.add(Row(text=query)), page)
+            batch.both(batch.add(Row(text=query, share=QUESTION)), page)
 
     def tensors(self, batch: Step, step: int, worker: int = 0, workers: int = 1) -> Share:
         """This worker's share of the rows: every ``workers``-th of them in order of cost."""

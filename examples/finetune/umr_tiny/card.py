@@ -10,17 +10,19 @@ import json
 from pathlib import Path
 
 from bag import BAG_WIDTH, PAIRS
-from batches import FAMILY_SIZE, MIX
+from batches import FAMILY_SIZE, MIX, NAME, NOTE, PROSE, QUESTION
 from evaluate import CUTS
 from objective import TEMPERATURE
 from sources import UNSEEN_SETS, VALIDATION_SET
-from train import BAG_SHARE, BAG_STEPS, SHARE_FROM
+from train import BAG_STEPS
 
 NAMES = {
     "emojione": "EmojiOne (validation style)",
     "twemoji": "Twemoji (unseen)",
     "fxemoji": "FxEmoji (unseen)",
 }
+FIRST_BAG_WIDTH = 128
+SHARES = {"names": NAME, "notes": NOTE, "prose": PROSE, "questions": QUESTION}
 TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -69,8 +71,9 @@ def main() -> None:
         bag_steps=BAG_STEPS,
         bag_pairs=PAIRS,
         bag_width=BAG_WIDTH,
-        bag_share=BAG_SHARE,
-        share_from=SHARE_FROM,
+        bag_added=BAG_WIDTH - FIRST_BAG_WIDTH,
+        shares=", ".join(f"{share:.0%} for {kind}" for kind, share in SHARES.items()),
+        rate=run["rate"],
         seed=run["seed"],
         rates="; ".join(
             f"{part} {rates['muon']} and {rates['adam']}" for part, rates in run["rates"].items()

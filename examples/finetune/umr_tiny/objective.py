@@ -1,13 +1,16 @@
-"""The objective: encode a step's rows, then InfoNCE over one pool of all of them."""
+"""The objective: encode a step's rows, InfoNCE over all of them, and what keeps the bag of words useful."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from bag import BAG_WIDTH
 from batches import Share, Step
 from model import FastModel
 
 TEMPERATURE = 0.05
+WEIGHTS = {"share": 8.0, "sameness": 0.2, "named": 1.5}
 LENGTH_EDGES = (8, 12, 18, 28, 44, 64, 96, 144, 208)
 
 
@@ -65,3 +68,32 @@ def loss_of(vectors: torch.Tensor, batch: Step) -> tuple[torch.Tensor, torch.Ten
     weight = weight.to(losses.dtype)
     hits = (positive > negatives.max(1).values[source]).float()
     return (losses * weight).sum() / weight.sum(), (hits * weight).sum() / weight.sum()
+
+
+def terms(vectors: torch.Tensor, batch: Step) -> dict[str, torch.Tensor]:
+    """What is added to the loss, each times its weight in ``WEIGHTS``.
+
+    ``share``: mean squared distance of the bag's share of a text's vector from the wanted one, since learning
+    drawings makes the other dimensions ever larger, until the bag no longer counts.
+
+    ``sameness``: squared length of the mean of prose's unit vectors outside the bag. Questions about prose
+    are never answered by a drawing in training, so these dimensions come to say "this is prose" and nothing
+    else, which does not hold for other questions.
+
+    ``named``: InfoNCE between drawings and their texts in the bag's dimensions alone.
+    """
+    share = vectors[:, :BAG_WIDTH].square().sum(1)
+    pictured = torch.tensor([row.picture >= 0 for row in batch.rows])
+    wanted = torch.tensor([row.share for row in batch.rows])
+    prose = torch.tensor([row.concept < 0 for row in batch.rows])
+    drawing = [row.picture >= 0 and not row.text for row in batch.rows]
+    named = [
+        (source, target, weight)
+        for source, target, weight in batch.pairs
+        if {drawing[source], drawing[target]} == {True, False} and not (pictured[source] and pictured[target])
+    ]
+    return {
+        "share": (share - wanted)[wanted > 0].square().mean(),
+        "sameness": F.normalize(vectors[prose, BAG_WIDTH:], dim=1).mean(0).square().sum(),
+        "named": loss_of(F.normalize(vectors[:, :BAG_WIDTH], dim=1), Step(batch.rows, named))[0],
+    }

@@ -18,13 +18,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from bag import BAG_WIDTH, Bag, held_parts, learn_bag, rarity, singular_directions, start_as_bag, sums
+from bag import (
+    BAG_WIDTH,
+    Bag,
+    held_parts,
+    hold_sizes,
+    learn_bag,
+    rarity,
+    singular_directions,
+    start_as_bag,
+    sums,
+)
 from batches import MIX, Sampler, Share, Step
 from concepts import load_concepts
 from evaluate import validate, validate_texts
 from model import END, FastModel, build_model, save_model, train_tokenizer
 from muon import Muon
-from objective import encode, gather, loss_of
+from objective import WEIGHTS, encode, gather, loss_of, terms
 from pictures import PictureBank
 from sources import TRAIN_SETS
 from texts import Texts
@@ -33,8 +43,6 @@ from tokenizers import Tokenizer
 CLIP, WARMUP, FLOOR = 1.0, 60, 0.02
 RATES = {"visual": {"muon": 0.04, "adam": 3e-3}, "language": {"muon": 0.003, "adam": 1e-3}}
 BAG_STEPS = 160
-# Learning drawings makes the other dimensions ever larger, until the bag no longer counts.
-BAG_SHARE, SHARE_RATE, SHARE_FROM = 0.3, 0.005, 875
 MUON_DECAY = 0.1
 
 
@@ -87,14 +95,6 @@ def bag_of_words(texts: Texts, tokenizer: Tokenizer, seed: int) -> Bag:
     return learn_bag(tokenizer, Bag(directions, idf), texts.pairs, BAG_STEPS, report)
 
 
-@torch.no_grad()
-def keep_share(model: torch.nn.Module, vectors: torch.Tensor, texts: list[int]) -> None:
-    """Steer the last norm's weights so that the bag has ``BAG_SHARE`` of the energy of a text's vector."""
-    share = vectors[texts, :BAG_WIDTH].square().sum(1).mean().item()
-    wanted = BAG_SHARE / (1 - BAG_SHARE) * (1 - share) / share
-    model.language_model.norm.weight[:BAG_WIDTH] *= wanted**SHARE_RATE
-
-
 def save(path: Path, value: dict) -> None:
     """Write a checkpoint so that a stop in between leaves the old one whole."""
     temporary = path.with_suffix(".new")
@@ -114,7 +114,10 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
     bank = PictureBank(arguments.cache, TRAIN_SETS, table)
     sampler = Sampler(bank, table, texts, tokenizer, arguments.seed)
     model = build_model(arguments.seed).train()
-    start_as_bag(model, Bag(**torch.load(arguments.out / "bag.pt", weights_only=True)), END)
+    if arguments.start:
+        model.load_state_dict(torch.load(arguments.start, weights_only=True))
+    else:
+        start_as_bag(model, Bag(**torch.load(arguments.out / "bag.pt", weights_only=True)), END)
     held = held_parts(model)
     fast = FastModel(model, arguments.compile)
     steppers = optimisers(model, worker, workers)
@@ -133,8 +136,7 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
         return batch, sampler.tensors(batch, step, worker, workers)
 
     began, saved_at = time.monotonic() - spent, time.monotonic()
-    total_loss = total_hits = 0.0
-    counted, last = 0, time.monotonic()
+    total, counted, last = torch.zeros(2 + len(WEIGHTS)), 0, time.monotonic()
     ahead = pool.submit(load, start)
     end = min(arguments.steps, arguments.stop_after or arguments.steps)
     for step in range(start, end):
@@ -142,7 +144,8 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
         ahead = pool.submit(load, step + 1)
         vectors = gather(encode(fast, share), share.shares, worker)
         loss, hits = loss_of(vectors, batch)
-        loss.backward()
+        added = terms(vectors, batch)
+        (loss + sum(WEIGHTS[name] * value for name, value in added.items())).backward()
         if workers > 1:
             sum_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -150,26 +153,25 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
             parameter.grad[place] = 0
         for stepper, rates in zip(steppers, full, strict=True):
             for group, base in zip(stepper.param_groups, rates, strict=True):
-                group["lr"] = base * rate(step, arguments.steps)
+                group["lr"] = base * arguments.rate * rate(step, arguments.steps)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         with torch.no_grad():
             for parameter, place, value in held:
                 parameter[place] = value
-        if step >= SHARE_FROM:
-            keep_share(model, vectors.detach(), [n for n, row in enumerate(batch.rows) if row.picture < 0])
+        hold_sizes(model, END)
         if not first:
             continue
-        total_loss, total_hits, counted = total_loss + loss.item(), total_hits + hits.item(), counted + 1
+        total, counted = total + torch.stack([loss, hits, *added.values()]).detach(), counted + 1
         line: dict = {}
         if (step + 1) % 25 == 0 or step + 1 == end:
             now = time.monotonic()
-            line = {"step": step + 1, "loss": round(total_loss / counted, 4)}
-            line["ranked_first"] = round(total_hits / counted, 4)
+            means = [round(value, 4) for value in (total / counted).tolist()]
+            names = ("loss", "ranked_first", *added)
+            line = {"step": step + 1} | dict(zip(names, means, strict=True))
             line["samples_per_s"] = round(counted * MIX.concepts / (now - last), 1)
             line["seconds"] = round(now - began, 1)
-            total_loss = total_hits = 0.0
-            counted, last = 0, now
+            total, counted, last = torch.zeros_like(total), 0, now
         if (step + 1) % arguments.validate_every == 0 or step + 1 == end:
             line |= {"step": step + 1} | validate(fast, tokenizer, arguments.cache, table)
             last = time.monotonic()
@@ -191,7 +193,7 @@ def work(worker: int, arguments: argparse.Namespace, meeting: str) -> None:
             "concept_samples": MIX.concepts * end,
             "seconds": round(time.monotonic() - began),
         }
-        run |= {key: getattr(arguments, key) for key in ("workers", "threads", "seed")}
+        run |= {key: getattr(arguments, key) for key in ("workers", "threads", "seed", "rate")}
         run |= {"rates": RATES, "torch": torch.__version__, "pictures": bank.counts}
         (arguments.out / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         save_model(model, tokenizer, arguments.out / "umr-tiny")
@@ -210,6 +212,8 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder for checkpoint, log and the final model"
     )
     parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--start", type=Path, help="begin with these weights, from grow.py")
+    parser.add_argument("--rate", type=float, default=1.0, help="share of the full learning rates")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes that share each step's rows")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -224,7 +228,7 @@ def main() -> None:
     words = arguments.cache / "tokenizer.json"
     if not words.exists():
         train_tokenizer(Texts(arguments.cache, load_concepts(arguments.cache)).corpus()).save(str(words))
-    if not (arguments.out / "bag.pt").exists():
+    if not arguments.start and not (arguments.out / "bag.pt").exists():
         texts = Texts(arguments.cache, load_concepts(arguments.cache))
         bag = bag_of_words(texts, Tokenizer.from_file(str(words)), arguments.seed)
         save(arguments.out / "bag.pt", bag._asdict())
