@@ -8,7 +8,7 @@ inverse document frequency. Training of the whole model then adds pictures.
 
 The sum is made in the first layer because there each token has the size that it was given. In a later one
 training has added to the other dimensions, by different amounts, and the norm before the attention hands that
-on to the weights: summed in the last layer, they followed their logarithms with a slope of 0.13 instead of 1.
+on to the weights, until they say little about the words.
 """
 
 from __future__ import annotations
